@@ -1,0 +1,3 @@
+"""Shared by the tests and the shipped experiments."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,163 @@
+"""The `harness` command: everything that needs no test session."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import __version__
+from harness.errors import HarnessError, InvalidExperiment
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0 if all is well, 1 if something is wrong, 2 for bad usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `harness plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="harness", description="Fine-tuning experiments: check, plan, report.")
+    parser.add_argument("--version", action="version", version=f"pytest-finetune {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="validate experiment files and print every mistake")
+    check.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="experiment file, or folder of them")
+    check.set_defaults(command=_check)
+
+    plan = commands.add_parser("plan", help="list the cases of experiments without running them")
+    plan.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="experiment file, or folder of them")
+    plan.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
+    plan.set_defaults(command=_plan)
+
+    devices = commands.add_parser("devices", help="list the devices of this machine")
+    devices.set_defaults(command=_devices)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of experiment files")
+    schema.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+    schema.set_defaults(command=_schema)
+
+    report = commands.add_parser("report", help="judge stored records again and remake the report")
+    report.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="record files, or report folders, of which the newest run is taken (default: reports)",
+    )
+    report.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from harness.experiment import read
+
+    files, status = _experiments(options.paths), 0
+    for file in files:
+        try:
+            read(file, _laws())
+        except InvalidExperiment as error:
+            print(error)
+            status = 1
+    if status == 0:
+        print(f"{len(files)} experiment{'s' * (len(files) != 1)}: no mistakes")
+    return status
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Let pytest collect, so that configuration, devices and patterns are those of `pytest PATH`."""
+    import pytest
+
+    from harness.plugin import Planned
+
+    planned = Planned()
+    devices = [f"--device={name}" for name in options.device or ()]
+    quiet = ["--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider"]
+    status = pytest.main([*quiet, *devices, *map(str, options.paths)], plugins=[planned])
+    for name in planned.cases:
+        print(name)
+    for error in planned.errors:
+        print(error, file=sys.stderr)
+    if not planned.cases and not planned.errors:
+        raise HarnessError(f"{', '.join(map(str, options.paths))}: found no experiment (pytest: {status!r})")
+    return 1 if planned.errors else 0
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from harness.training import devices
+
+    for name, title in devices.here():
+        print(f"{name}  {title}".rstrip())
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from harness.experiment import schema
+
+    text = json.dumps(schema(_laws()), indent=2, ensure_ascii=False) + "\n"
+    if options.output is None:
+        print(text, end="")
+    else:
+        options.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harness import store
+    from harness.report import markdown, summarise, terminal
+
+    files = [
+        file
+        for path in options.paths or [Path("reports")]
+        for file in (store.latest_run(path) if path.is_dir() else (path,))
+    ]
+    reading = store.read(files)
+    if not reading.records:
+        where = ", ".join(map(str, options.paths)) or "reports"
+        print("\n".join([*reading.problems, f"{where}: found no records, expected records/*.jsonl"]), file=sys.stderr)
+        return 1
+    summary = summarise(reading.records, reading.problems)
+    if options.output is None:
+        print(terminal(summary))
+    else:
+        options.output.write_text(markdown(summary), encoding="utf-8")
+    return 0
+
+
+def _laws() -> dict[str, type]:
+    from harness.laws import LAWS
+
+    return {law.name: law.options for law in LAWS}
+
+
+def _experiments(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Experiment files below the paths.
+
+    Raises:
+        HarnessError: a path does not exist, or there is no experiment below any of them.
+    """
+    from harness import plan
+
+    for path in paths:
+        if not path.exists():
+            raise HarnessError(f"{path}: no such file or folder")
+    files = plan.find(paths)
+    if not files:
+        raise HarnessError(f"{', '.join(map(str, paths))}: found no experiment, expected *.yaml or *.yml files")
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What can go wrong, in one family."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class HarnessError(Exception):
+    """Anything that the harness itself reports as wrong."""
+
+
+class InvalidExperiment(HarnessError):  # noqa: N818  # it says what the file is
+    """An experiment file says something that it may not, once or many times."""
+
+    def __init__(self, mistakes: Iterable["Mistake"]) -> None:
+        """Keep every mistake; `str()` of the error is one line a mistake."""
+        self.mistakes = tuple(mistakes)
+        super().__init__(self.mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.mistakes))
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong in an experiment file: where it is, what was found, and what is expected."""
+
+    file: Path
+    line: int
+    """Counted from 1."""
+    key: str
+    """Dotted, as in `data.labels[2]`; empty where the file as a whole is meant."""
+    found: str
+    expected: str
+    hint: str = ""
+    """The next step, where one is likely: `did you mean 'train'?`."""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}: {self.key}: " if self.key else f"{self.file}:{self.line}: "
+        return f"{where}found {self.found}, expected {self.expected}" + (f"; {self.hint}" if self.hint else "")
+
+
+def shown(value: object) -> str:
+    """A value as mistakes show it: short, and a list or a mapping by its kind."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(value if len(value) <= 60 else f"{value[:57]}...")
+        case list():
+            return "a list" if value else "an empty list"
+        case dict():
+            return "a mapping" if value else "an empty mapping"
+        case _:
+            return str(value)
+
+
+class Unavailable(HarnessError):
+    """The machine or the network lacks what the case needs: a skip with its reason, not a failure."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint or tokenizer cannot be had or used."""

@@ -1,0 +1,69 @@
+"""Evidence to verdicts. Pure functions; torch is never needed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from harness.laws import agreement, head, loss, padding, training
+from harness.laws.law import Law, Outcome, Verdict, broken, held, invalid, law, not_applicable
+from harness.record import Record
+
+__all__ = [
+    "LAWS",
+    "Law",
+    "Outcome",
+    "Verdict",
+    "broken",
+    "held",
+    "invalid",
+    "judge",
+    "judge_together",
+    "law",
+    "not_applicable",
+    "not_finished",
+]
+
+LAWS: tuple[Law, ...] = (
+    training.trains,
+    loss.loss_finite,
+    loss.loss_decreases,
+    padding.padding_mask_correct,
+    padding.tokens_match_tokenizer,
+    head.head_is_new,
+    head.head_changes,
+    head.backbone_changes,
+    agreement.loops_agree,
+    agreement.devices_agree,
+)
+"""Every law of the harness, in the order of the reports."""
+
+
+def judge(record: Record, laws: Iterable[Law] = LAWS) -> tuple[Verdict, ...]:
+    """Judge one record by every law that looks at a record alone."""
+    return tuple(_judge_one(law, record) for law in laws if law.axis is None)
+
+
+def judge_together(records: Sequence[Record], laws: Iterable[Law] = LAWS) -> tuple[Verdict, ...]:
+    """Judge the records of each experiment file by the laws that compare cases."""
+    by_file = groupby(sorted(records, key=lambda record: record.experiment), key=lambda record: record.experiment)
+    laws = tuple(law for law in laws if law.axis is not None)
+    return tuple(
+        law.judge(cases, cases[0].invariants, about=file)
+        for file, cases in ((file, tuple(group)) for file, group in by_file)
+        for law in laws
+    )
+
+
+def not_finished(record: Record) -> str:
+    """Why a record cannot be judged, pointing at the item that fails for it."""
+    if record.outcome == "skipped":
+        return record.reason
+    return f"the case did not finish ({record.outcome}): see {record.case}::trains"
+
+
+def _judge_one(law: Law, record: Record) -> Verdict:
+    if record.finished or law.on_failure:
+        return law.judge(record, record.invariants, about=record.name)
+    return replace(not_applicable(not_finished(record)), law=law.name, about=record.name)

@@ -1,0 +1,170 @@
+"""The head ledger, and what moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
+from harness.laws.loss import first_not_finite
+from harness.record import Parameter, Record
+
+HEAD_REACH = 0.1
+"""Share of one optimizer step that every new parameter must get away from its start."""
+
+GRADIENT_NOISE = 1e-6
+"""A gradient below this share of the largest one counts as rounding noise (INVARIANTS: key biases of attention)."""
+
+
+def _names(names: Iterable[str], most: int = 4) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@law()
+def head_is_new(
+    record: Record,
+    *,
+    parameters: Annotated[
+        tuple[str, ...] | None,
+        Field(strict=False, description="Patterns of the parameters expected to be new; by default the task's head."),
+    ] = None,
+) -> Verdict:
+    """Exactly the head of the task is newly initialised; every backbone weight comes from the checkpoint.
+
+    A wrong prefix in a checkpoint raises no error: the backbone stays random behind a warning, and the loss falls
+    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``.
+    """
+    checkpoint = record.checkpoint
+    if checkpoint is None:
+        return invalid("no checkpoint was recorded")
+    if not checkpoint.pretrained:
+        return not_applicable("every weight is random: there is no checkpoint to compare with")
+    new = {*checkpoint.missing, *checkpoint.mismatched}
+    if parameters is None:
+        expected = set(checkpoint.head)
+    else:
+        names = {parameter.name for parameter in record.parameters} | new
+        unmatched = [pattern for pattern in parameters if not any(fnmatchcase(name, pattern) for name in names)]
+        if unmatched:
+            return broken(f"no parameter of the model matches {_names(unmatched)}")
+        expected = {name for name in names if any(fnmatchcase(name, pattern) for pattern in parameters)}
+    if lost := new - expected:
+        return broken(
+            f"{len(lost)} parameters that the checkpoint should hold are newly initialised: {_names(lost)}",
+            cause=_why_missing(record, lost),
+        )
+    if loaded := expected - new:
+        return broken(
+            f"{_names(loaded)} should be new, but came from the checkpoint",
+            cause="the checkpoint was already fine-tuned for such a task; if that is meant, list what is new under "
+            "invariants: head_is_new: parameters",
+        )
+    unused = f"; unused: {_names(checkpoint.unused)}" if checkpoint.unused else ""
+    return held(f"new: {_names(new) or 'nothing'}{unused}")
+
+
+def _why_missing(record: Record, lost: set[str]) -> str:
+    assert record.checkpoint is not None
+    if wrong_shape := lost & set(record.checkpoint.mismatched):
+        return f"the checkpoint holds {_names(wrong_shape, 2)} in another shape"
+    if record.checkpoint.unused:
+        return f"the checkpoint's names differ from the model's: it also holds {_names(record.checkpoint.unused, 2)}"
+    return "the checkpoint was saved without them"
+
+
+@law()
+def head_changes(record: Record) -> Verdict:
+    """Every new parameter moves: at some step it is at least a tenth of an optimizer step away from its start.
+
+    AdamW's first update moves every element that has a gradient by the learning rate (both moments are bias
+    corrected, so their ratio is +-1: Kingma and Ba 2015, algorithm 1), whatever the gradient's size; weight decay
+    alone moves one by learning rate x decay x value, a thousand times less. So the root mean square distance from
+    the start, at its largest, is compared with 0.1 x the learning rate. The largest, because a small bias may pass
+    its start again later.
+    """
+    new = [parameter for parameter in record.parameters if parameter.furthest is not None]
+    if not new:
+        return not_applicable("nothing is newly initialised")
+    if (verdict := _cannot_move(record)) is not None:
+        return verdict
+    expected = HEAD_REACH * _reach(record)
+    for parameter in new:
+        assert parameter.furthest is not None
+        if not parameter.furthest >= expected:  # written so that NaN is not accepted
+            return broken(
+                f"{parameter.name} moved by {parameter.furthest:.3g} (its own scale: {parameter.start:.3g}), "
+                f"expected at least {expected:.3g}",
+                cause=_why_still(parameter),
+            )
+    slowest = min(new, key=lambda parameter: parameter.furthest or 0)
+    share = f", {slowest.furthest / slowest.start:.2g} of its own scale" if slowest.start and slowest.furthest else ""
+    return held(f"{len(new)} new parameters moved; least: {slowest.name} by {slowest.furthest:.3g}{share}")
+
+
+@law()
+def backbone_changes(record: Record) -> Verdict:
+    """Every trainable backbone parameter that gets a gradient moves.
+
+    Parameters whose gradient is zero by construction (the key biases of attention cancel in the softmax, unused
+    position rows) are left out: those below 1e-6 of the largest gradient of the first step.
+    """
+    backbone = [parameter for parameter in record.parameters if not parameter.head]
+    if not backbone:
+        return not_applicable("the model has no backbone apart from its head")
+    if (verdict := _cannot_move(record)) is not None:
+        return verdict
+    trainable = [parameter for parameter in backbone if parameter.trainable]
+    if not trainable:
+        return broken(f"all {len(backbone)} backbone parameters are frozen", cause="requires_grad is False on them")
+    bad = [parameter for parameter in backbone if not math.isfinite(parameter.change)]
+    if bad:
+        return broken(f"{bad[0].name} is not finite at the end of the training")
+    still = [parameter for parameter in trainable if parameter.change == 0 and _has_gradient(parameter, trainable)]
+    moved = sum(parameter.change > 0 for parameter in trainable)
+    if moved == 0:
+        return broken(f"none of {len(trainable)} backbone parameters moved", cause=_why_still(trainable[0]))
+    if still:
+        return broken(
+            f"{len(still)} of {len(trainable)} backbone parameters did not move: {_names(p.name for p in still)}",
+            cause=_why_still(still[0]),
+        )
+    return held(f"{moved} of {len(trainable)} backbone parameters moved")
+
+
+def _cannot_move(record: Record) -> Verdict | None:
+    step = first_not_finite(record)
+    if step is not None:
+        return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
+    if _reach(record) == 0:
+        return not_applicable("the warm-up starts at a learning rate of 0 and there is only one step")
+    return None
+
+
+def _reach(record: Record) -> float:
+    """The largest learning rate that the experiment declares for any step."""
+    steps, warmup = record.settings["train.steps"], record.settings["train.warmup_steps"]
+    share = min(1.0, (steps - 1) / warmup) if warmup else 1.0
+    return float(record.settings["train.learning_rate"]) * share
+
+
+def _has_gradient(parameter: Parameter, among: list[Parameter]) -> bool:
+    largest = max((other.gradient or 0 for other in among), default=0)
+    return parameter.gradient is not None and parameter.gradient > GRADIENT_NOISE * largest
+
+
+def _why_still(parameter: Parameter) -> str:
+    if not parameter.trainable:
+        return f"{parameter.name} is frozen (requires_grad is False)"
+    if parameter.gradient is None:
+        return f"{parameter.name} gets no gradient: it takes no part in the loss"
+    if parameter.gradient == 0:
+        return f"the gradient of {parameter.name} is exactly 0"
+    return (
+        f"{parameter.name} has a gradient ({parameter.gradient:.3g}): the optimizer does not hold it or never steps, "
+        "or its learning rate is 0 or far below the declared one"
+    )

@@ -1,0 +1,118 @@
+"""A law is a pure function of evidence; a verdict is what it says."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from harness.record import Record
+
+Outcome = Literal["held", "broken", "not applicable", "invalid"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a law says of a record, or of several.
+
+    `invalid` is not `broken`: the evidence cannot carry a judgement, and `message` says why.
+    """
+
+    outcome: Outcome
+    message: str
+    """Tensor, step, numbers: what was found, and where it is not `held`, what was expected."""
+    cause: str = ""
+    """The likely cause, where it is broken."""
+    law: str = ""
+    about: str = ""
+    """``FILE::CASE``, or the file of an agreement."""
+
+
+def held(message: str) -> Verdict:
+    """The law held."""
+    return Verdict("held", message)
+
+
+def broken(message: str, cause: str = "") -> Verdict:
+    """The training breaks the law."""
+    return Verdict("broken", message, cause)
+
+
+def not_applicable(message: str) -> Verdict:
+    """The law says nothing about this case."""
+    return Verdict("not applicable", message)
+
+
+def invalid(message: str) -> Verdict:
+    """The evidence cannot carry a judgement."""
+    return Verdict("invalid", message)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A named statement about a training, and the function that judges it."""
+
+    name: str
+    statement: str
+    """One line: what holds."""
+    reason: str
+    """Why it is asked, and the source of every threshold: the rest of the function's docstring."""
+    function: Callable[..., Verdict]
+    options: type[BaseModel]
+    """What an experiment may set under ``invariants``; made from the function's keyword-only parameters."""
+    probes: frozenset[str] = frozenset()
+    """Probes whose evidence it reads."""
+    axis: str | None = None
+    """The dotted key in which the cases it compares differ; none where it judges each record alone."""
+    on_failure: bool = False
+    """It also judges a case that did not come to its end."""
+
+    def judge(self, evidence: Record | Sequence[Record], declared: Mapping[str, Any], about: str) -> Verdict:
+        """Judge a record, or records where the law has an `axis`, under what the experiment declares of laws."""
+        setting = declared.get(self.name, True)
+        if setting is False:
+            verdict = not_applicable("turned off by the experiment")
+        else:
+            options = self.options.model_validate(setting if isinstance(setting, dict) else {})
+            verdict = self.function(evidence, **{name: getattr(options, name) for name in type(options).model_fields})
+        return replace(verdict, law=self.name, about=about)
+
+
+def law(
+    *, probes: Sequence[str] = (), axis: str | None = None, on_failure: bool = False
+) -> Callable[[Callable[..., Verdict]], Law]:
+    """Make a law of a function ``(record, *, option=default, ...) -> Verdict`` (``(records, ...)`` with an `axis`).
+
+    The first line of its docstring is the statement, the rest the reason. Nothing is registered: a law is judged
+    where it is listed (`harness.laws.LAWS`).
+    """
+
+    def make(function: Callable[..., Verdict]) -> Law:
+        statement, _, reason = (inspect.getdoc(function) or "").partition("\n")
+        return Law(
+            name=function.__name__,
+            statement=statement,
+            reason=reason.strip(),
+            function=function,
+            options=_options(function),
+            probes=frozenset(probes),
+            axis=axis,
+            on_failure=on_failure,
+        )
+
+    return make
+
+
+def _options(function: Callable[..., Verdict]) -> type[BaseModel]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        parameter.name: (hints[parameter.name], parameter.default)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    return create_model(f"{function.__name__}_options", __config__=config, **fields)

@@ -1,0 +1,410 @@
+"""The pytest plugin: options, collecting, items, terminal summary."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:  # what a run without experiments should not have to import
+    from harness.engines import Engine
+    from harness.errors import InvalidExperiment
+    from harness.laws import Law, Verdict
+    from harness.plan import Case
+    from harness.record import Record
+    from harness.report import Summary
+    from harness.session import Session
+    from harness.throughput import Throughput
+
+SESSION = pytest.StashKey["Session"]()
+
+EXPERIMENT_FILES = ("experiments/*.yaml", "experiments/*.yml", "*/experiments/*.yaml", "*/experiments/*.yml")
+
+
+# Options
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Few options: the experiment file is the interface."""
+    group = parser.getgroup("finetune", "fine-tuning experiments")
+    group.addoption(
+        "--device",
+        action="append",
+        metavar="NAME",
+        help="run every experiment on this device instead of those it names: cpu, cuda, cuda:1, cuda:all, mps. "
+        "May be given several times.",
+    )
+    group.addoption(
+        "--reports",
+        metavar="DIR",
+        help="where records and reports go (default: reports/ below the root directory)",
+    )
+    parser.addini("devices", "devices of experiments that name none", type="args", default=["cpu"])
+    parser.addini(
+        "experiment_files",
+        "which files are experiments: patterns over the path relative to the root directory (* also matches /)",
+        type="args",
+        default=list(EXPERIMENT_FILES),
+    )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Offer the engine hook."""
+    from harness import hooks
+
+    pluginmanager.add_hookspecs(hooks)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register marks, and let the items of one experiment stay on one pytest-xdist worker."""
+    config.addinivalue_line("markers", "invariant: a law of a fine-tuning experiment")
+    if config.getoption("dist", "no") == "load":
+        # Items of one case share a training; `loadgroup` is `load` for every item that has no group.
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give every pytest-xdist worker the name of this run."""
+    node.workerinput["harness_run"] = _session(node.config).store.run
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_harness_engine(config: pytest.Config) -> Engine:
+    """Run cases in this process, with a progress line if somebody is watching."""
+    from harness.engines.inline import Inline
+    from harness.progress import ProgressLine
+
+    if hasattr(config, "workerinput") or not sys.__stdout__ or not sys.__stdout__.isatty():
+        return Inline(config.rootpath)
+    line = ProgressLine.on_tty()
+    config.add_cleanup(line.close)
+    return Inline(config.rootpath, progress=line)
+
+
+def _session(config: pytest.Config) -> Session:
+    """The one object of this session, made when it is first needed."""
+    if SESSION not in config.stash:
+        from harness.session import Session
+        from harness.store import Store, new_run
+
+        worker: dict[str, str] = getattr(config, "workerinput", {})
+        store = Store(_reports(config), worker.get("harness_run") or new_run(), worker.get("workerid", ""))
+        config.stash[SESSION] = Session(store, lambda: config.hook.pytest_harness_engine(config=config))
+    return config.stash[SESSION]
+
+
+def _reports(config: pytest.Config) -> Path:
+    given = config.getoption("reports")
+    return config.invocation_params.dir / given if given else config.rootpath / "reports"
+
+
+# Collecting
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ExperimentFile | None:
+    """Take the YAML files that the `experiment_files` patterns name, or that are given on the command line."""
+    if file_path.suffix not in (".yaml", ".yml"):
+        return None
+    path = os.path.relpath(file_path, parent.config.rootpath).replace(os.sep, "/")
+    is_base = file_path.name.startswith("_")
+    listed = any(fnmatch(path, pattern) for pattern in parent.config.getini("experiment_files"))
+    if parent.session.isinitpath(file_path) or (listed and not is_base):
+        return ExperimentFile.from_parent(parent, path=file_path)
+    return None
+
+
+class ExperimentFile(pytest.File):
+    """One YAML file: its cases, then the laws over several of them."""
+
+    cases: tuple[Case, ...] = ()
+
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        """Read the file; a bad one is one failing item."""
+        from harness import plan
+        from harness.errors import InvalidExperiment
+        from harness.experiment import read
+        from harness.laws import LAWS
+
+        try:
+            experiment = read(self.path, {law.name: law.options for law in LAWS})
+        except InvalidExperiment as error:
+            yield BadFile.from_parent(self, name="valid", error=error)
+            return
+        given = self.config.getoption("device")
+        planned = plan.cases(
+            experiment,
+            given or self.config.getini("devices"),
+            root=self.config.rootpath,
+            override=bool(given),
+        )
+        self.cases = plan.expand(planned, _cuda_count)
+        for case in self.cases:
+            yield CaseNode.from_parent(self, name=case.id, case=case)
+        for law in LAWS:
+            if law.axis is not None and law.name in _laws_on(self.cases) and _varies(law.axis, self.cases):
+                yield _item(self, law.name, _law_function(law), law, self.cases)
+
+    def teardown(self) -> None:
+        """The file's last item is done."""
+        _session(self.config).forget(self.cases)
+
+
+class BadFile(pytest.Item):
+    """An experiment file that says something it may not."""
+
+    def __init__(self, *, error: InvalidExperiment, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.error = error
+
+    def runtest(self) -> None:
+        """Fail with every mistake."""
+        raise self.error
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
+        """The mistakes are the message; no traceback."""
+        return str(excinfo.value)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """The line of the first mistake."""
+        return self.path, self.error.mistakes[0].line - 1, self.name
+
+
+class CaseNode(pytest.Collector):
+    """One case: trained once, when its first item is set up."""
+
+    def __init__(self, *, case: Case, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.case = case
+        self.record: Record | None = None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """An item a law, then the throughput."""
+        from harness.laws import LAWS
+
+        on = _laws_on((self.case,))
+        for law in LAWS:
+            if law.axis is None and law.name in on:
+                yield _item(self, law.name, _law_function(law), law, (self.case,))
+        yield self._throughput()
+
+    def _throughput(self) -> ExperimentItem:
+        if not self.config.pluginmanager.hasplugin("benchmark"):
+            item = _item(self, "step_throughput", step_throughput_alone, None, (self.case,))
+            item.add_marker(pytest.mark.benchmark)
+            return item
+        item = _item(self, "step_throughput", step_throughput, None, (self.case,))
+        item.add_marker(pytest.mark.benchmark(timer=Replay(), group=self.case.experiment))
+        return item
+
+    def setup(self) -> None:
+        """Obtain the record."""
+        self.record = _session(self.config).record(self.case)
+
+    def teardown(self) -> None:
+        """Let go of it."""
+        self.record = None
+
+
+class ExperimentItem(pytest.Function):
+    """A pytest function that judges the record of its case, or the records of its file."""
+
+    law: Law | None
+    cases: tuple[Case, ...]
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """It comes from the experiment, not from the module of the law."""
+        return self.path, 0, self.name
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records that it judges."""
+        if isinstance(self.parent, CaseNode) and self.parent.record is not None:
+            return (self.parent.record,)
+        return tuple(_session(self.config).record(case) for case in self.cases)
+
+
+def _item(
+    parent: pytest.Collector, name: str, function: Callable[..., None], law: Law | None, cases: tuple[Case, ...]
+) -> ExperimentItem:
+    item: ExperimentItem = ExperimentItem.from_parent(parent, name=name, callobj=function)
+    item.law = law
+    item.cases = cases
+    if parent.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(cases[0].experiment))
+    return item
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Selected laws say which probes their cases run."""
+    for item in session.items:
+        if isinstance(item, ExperimentItem) and item.law is not None:
+            _session(session.config).want(item.law, item.cases)
+
+
+class Planned:
+    """A plugin that notes the cases and bad files of a collection, in order."""
+
+    def __init__(self) -> None:
+        self.cases: dict[str, None] = {}
+        self.errors: list[str] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Look at what was collected."""
+        for item in session.items:
+            if isinstance(item, ExperimentItem):
+                self.cases.update(dict.fromkeys(case.name for case in item.cases))
+            elif isinstance(item, BadFile):
+                self.errors.append(str(item.error))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep what could not be collected at all."""
+        if report.failed:
+            self.errors.append(report.longreprtext)
+
+
+def _laws_on(cases: Iterable[Case]) -> set[str]:
+    """Laws that at least one of the cases has not turned off."""
+    from harness.laws import LAWS
+
+    return {law.name for case in cases for law in LAWS if case.settings.invariants.get(law.name) is not False}
+
+
+def _varies(axis: str, cases: Iterable[Case]) -> bool:
+    return len({case.declared()["settings"][axis] for case in cases}) > 1
+
+
+def _cuda_count() -> int:
+    """How many CUDA devices there are, asked of another process: collecting never imports torch."""
+    count = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+# Items
+
+
+@cache
+def _law_function(law: Law) -> Callable[..., None]:
+    """The pytest function of a law: it judges the records of its item."""
+
+    def check(request: pytest.FixtureRequest) -> None:
+        from harness.laws import judge, judge_together
+
+        records = request.node.records
+        if law.on_failure and records[0].traceback:
+            pytest.fail(f"{records[0].outcome}: {records[0].reason}\n\n{records[0].traceback}", pytrace=False)
+        (verdict,) = judge(records[0], [law]) if law.axis is None else judge_together(records, [law])
+        _settle(verdict)
+
+    check.__doc__ = law.statement
+    return pytest.mark.invariant(check)
+
+
+def _settle(verdict: Verdict) -> None:
+    """Let a verdict be the outcome of the running item."""
+    if verdict.outcome == "broken":
+        pytest.fail(verdict.message + (f"\nlikely cause: {verdict.cause}" if verdict.cause else ""), pytrace=False)
+    if verdict.outcome != "held":
+        pytest.skip(f"{verdict.outcome}: {verdict.message}" if verdict.outcome == "invalid" else verdict.message)
+
+
+class Replay:
+    """A clock for pytest-benchmark that returns the recorded samples.
+
+    pytest-benchmark reads its timer before and after each round: each pair of readings is one sample apart.
+    """
+
+    def __init__(self) -> None:
+        self._readings: Iterator[float] = iter(())
+
+    def load(self, seconds: Iterable[float]) -> None:
+        """The samples of the next rounds, in seconds."""
+        self._readings = (reading for second in seconds for reading in (0.0, second))
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+
+def step_throughput(request: pytest.FixtureRequest, benchmark: Any) -> None:
+    """The measured steps, replayed into pytest-benchmark: its table, JSON and comparisons show these very samples."""
+    speed = _speed(request)
+    clock: Replay = request.node.get_closest_marker("benchmark").kwargs["timer"]
+    clock.load(speed.seconds)
+    benchmark.name = request.node.cases[0].id  # the table shows names; `fullname` stays the node id
+    benchmark.extra_info.update(
+        samples_per_second=speed.samples_per_second.median,
+        tokens_per_second=speed.tokens_per_second.median,
+        padding=speed.padding,
+        warmup_steps=speed.warmup_steps,
+    )
+    benchmark.pedantic(lambda: None, rounds=len(speed.seconds))
+
+
+def step_throughput_alone(request: pytest.FixtureRequest) -> None:
+    """Without pytest-benchmark the figures are in the harness's own report."""
+    _speed(request)
+
+
+def _speed(request: pytest.FixtureRequest) -> Throughput:
+    from harness.laws import not_finished
+    from harness.throughput import NotMeasured, throughput
+
+    (record,) = request.node.records
+    if not record.finished:
+        pytest.skip(not_finished(record))
+    speed = throughput(record)
+    if isinstance(speed, NotMeasured):
+        pytest.skip(f"invalid: {speed.reason}")
+    return speed
+
+
+# Reporting
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say where reports go, if devices were asked for on the command line which those are."""
+    given = config.getoption("device")
+    return f"finetune: devices {', '.join(given)} (--device)" if given else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Let go of the engine, and leave the report; workers of pytest-xdist leave that to their controller."""
+    config = session.config
+    if SESSION not in config.stash:
+        return
+    config.stash[SESSION].close()
+    summary = _summary(config)
+    if summary is not None:
+        from harness.report import markdown
+
+        (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of all cases that ran."""
+    summary = _summary(config)
+    if summary is not None:
+        from harness.report import terminal
+
+        terminalreporter.section("fine-tuning")
+        terminalreporter.write_line(terminal(summary))
+        terminalreporter.write_line(f"report: {os.path.relpath(_reports(config) / 'latest.md')}")
+
+
+def _summary(config: pytest.Config) -> Summary | None:
+    """Of every record that this run has stored; none where no case ran, and in a worker."""
+    if SESSION not in config.stash or hasattr(config, "workerinput"):
+        return None
+    from harness.report import summarise
+
+    reading = _session(config).store.read()
+    return summarise(reading.records, reading.problems) if reading.records else None

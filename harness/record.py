@@ -1,0 +1,200 @@
+"""What running a case left: a frozen, versioned value, complete when it is made.
+
+A record is plain data. Laws read it without torch, it can be judged again years later, and it travels as one line
+of valid JSON: numbers that are not finite are spelled ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+"""The number of the record format. A reader takes every record up to its own number and skips fields it does not know.
+
+1: the first.
+"""
+
+Outcome = Literal["finished", "crashed", "out of memory", "interrupted", "skipped"]
+
+
+class Part(BaseModel):
+    """A frozen piece of a record."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+class Environment(Part):
+    """Where the case ran: whatever may change its numbers without a change of the experiment."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Version by distribution name, Python included."""
+    platform: str = ""
+    processor: str = ""
+    device: str = ""
+    """Name of the accelerator as its driver gives it, or of the processor."""
+    threads: int | None = None
+    """Intra-op threads of torch."""
+    commit: str | None = None
+    """Commit of the repository that holds the experiment."""
+    dirty: bool | None = None
+    """Whether that repository had uncommitted changes."""
+
+
+class Checkpoint(Part):
+    """The weights the run started from, and the head ledger."""
+
+    source: str
+    """As the experiment declares it."""
+    revision: str | None = None
+    """The Hub commit that the files were taken from."""
+    architecture: str
+    """Class of the model."""
+    parameters: int
+    """Number of scalars in the model."""
+    dtype: str
+    attention: str = ""
+    digest: str
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the model just before the first step."""
+    pretrained: bool
+    """False where every weight is random."""
+    missing: tuple[str, ...] = ()
+    """Parameters of the model that the checkpoint did not hold: newly initialised."""
+    unused: tuple[str, ...] = ()
+    """Weights of the checkpoint that the model has no place for."""
+    mismatched: tuple[str, ...] = ()
+    """Parameters whose shape differs from the checkpoint's: newly initialised."""
+    head: tuple[str, ...] = ()
+    """Parameters outside the backbone: what a checkpoint without this task's head cannot hold."""
+
+
+class Tokenizer(Part):
+    """How text became numbers."""
+
+    name: str
+    vocabulary: int
+    pad_token_id: int | None
+    padding_side: Literal["left", "right"]
+    max_length: int
+    """Longest encoding in tokens; longer text is cut."""
+
+
+class Example(Part):
+    """One example as the tokenizer encodes it alone, without padding."""
+
+    index: int
+    text: str
+    """The first characters, for messages."""
+    input_ids: tuple[int, ...]
+    label: int
+
+
+class Batch(Part):
+    """A batch as it reached the model's forward."""
+
+    step: int
+    """The first step that saw it, counted from 0."""
+    examples: tuple[int, ...]
+    """Index of the example in each row, as the loader drew them."""
+    tensors: dict[str, tuple[Any, ...]]
+    """Every tensor among the model's arguments, by keyword, as nested lists."""
+
+
+class Steps(Part):
+    """One entry a training step, in order, in each column."""
+
+    loss: tuple[float, ...] = ()
+    """Raw loss of the forward pass, before any log could round or filter it."""
+    learning_rate: tuple[float, ...] = ()
+    """Of the first parameter group, as the optimizer used it."""
+    seconds: tuple[float, ...] = ()
+    """From the end of the step before to the end of this one, the device waited for on both sides."""
+    watching_seconds: tuple[float, ...] = ()
+    """Spent on taking evidence between this step and the next; not part of any step."""
+    samples: tuple[int, ...] = ()
+    real_tokens: tuple[int, ...] = ()
+    padded_tokens: tuple[int, ...] = ()
+    """Tokens computed: rows x longest row."""
+    digest: tuple[dict[str, str], ...] = ()
+    """SHA-256, shortened, of each tensor of the batch that reached the model."""
+    examples: tuple[tuple[int, ...], ...] = ()
+    """Index of every example of the batch."""
+
+
+class Parameter(Part):
+    """How one parameter moved. All figures are root mean squares over its elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    head: bool
+    trainable: bool
+    start: float
+    change: float
+    """Distance between the start and the end of the training."""
+    furthest: float | None = None
+    """Largest distance from the start after any step; watched for the head only."""
+    gradient: float | None = None
+    """At the first step; none where the parameter got no gradient at all."""
+
+
+class Memory(Part):
+    """The most memory the training held at once."""
+
+    peak_bytes: int | None = None
+    kind: str = ""
+    """What was counted, or why it could not be."""
+
+
+class Record(Part):
+    """One case, run once."""
+
+    format: int = FORMAT
+    experiment: str
+    case: str
+    outcome: Outcome
+    reason: str = ""
+    """One sentence for every outcome but `finished`."""
+    traceback: str = ""
+    started: datetime
+    seconds: float
+    """Wall time of the whole case: loading, training, probes."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What the experiment declares for this case, by dotted key; sequences and labels stand as a digest."""
+    environment: Environment = Environment()
+    checkpoint: Checkpoint | None = None
+    tokenizer: Tokenizer | None = None
+    examples: tuple[Example, ...] = ()
+    batches: tuple[Batch, ...] = ()
+    """The distinct batches of the run, from its start until `BATCH_TOKENS` are reached."""
+    steps: Steps = Steps()
+    parameters: tuple[Parameter, ...] = ()
+    memory: Memory = Memory()
+    probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Evidence by probe."""
+    invariants: dict[str, Any] = Field(default_factory=dict)
+    """What the experiment says of laws: off, or with options."""
+
+    @property
+    def name(self) -> str:
+        """``FILE::CASE``, as pytest writes it."""
+        return f"{self.experiment}::{self.case}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return self.outcome == "finished"
+
+    def to_json(self) -> str:
+        """One line of valid JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Record:
+        """Read one line.
+
+        Raises:
+            pydantic.ValidationError: the line is no record.
+        """
+        return cls.model_validate_json(line)

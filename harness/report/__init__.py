@@ -1,0 +1,7 @@
+"""Summaries printed: for the terminal, and as Markdown."""
+
+from harness.report.markdown import markdown
+from harness.report.summary import Row, Summary, summarise
+from harness.report.terminal import terminal
+
+__all__ = ["Row", "Summary", "markdown", "summarise", "terminal"]

@@ -1,0 +1,63 @@
+"""A summary as Markdown."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from harness.laws import Verdict
+from harness.record import Environment
+from harness.report.summary import Row, Summary
+from harness.report.table import HEADERS, cells
+from harness.throughput import NotMeasured
+
+
+def markdown(summary: Summary) -> str:
+    """A page with the table, the broken laws, what was left out, and where it ran."""
+    rows = [[_escape(cell) for cell in cells(row)] for row in summary.rows]
+    parts = [
+        "# Fine-tuning report",
+        summary.tally[:1].upper() + summary.tally[1:] + ".",
+        tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
+        "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
+        _section("Broken laws", [_broken(verdict) for verdict in summary.broken]),
+        _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
+        _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
+        _section("Records that could not be read", [f"- {_escape(problem)}" for problem in summary.problems]),
+        _section("Where it ran", [_environment(environment) for environment in summary.environments]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> str:
+    return "\n".join([f"## {title}", "", *lines]) if lines else ""
+
+
+def _broken(verdict: Verdict) -> str:
+    cause = f"\n  Likely cause: {_escape(verdict.cause)}" if verdict.cause else ""
+    return f"- **`{verdict.about}::{verdict.law}`**: {_escape(verdict.message)}{cause}"
+
+
+def _held(verdict: Verdict) -> str:
+    return f"- `{verdict.about}::{verdict.law}`: {_escape(verdict.message)}"
+
+
+def _left_out(row: Row) -> list[str]:
+    if row.outcome != "finished":
+        return [f"- `{row.name}`: {row.outcome}: {_escape(row.reason)}"]
+    if isinstance(row.speed, NotMeasured):
+        return [f"- `{row.name}`: throughput is invalid: {_escape(row.speed.reason)}"]
+    return []
+
+
+def _environment(environment: Environment) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
+    commit += " with changes" if environment.dirty else ""
+    return f"- {_escape(environment.device)}, {environment.threads} threads, {environment.platform}; {versions}{commit}"
+
+
+def _escape(text: str) -> str:
+    """Text of an experiment must not become markup."""
+    for special in "\\`*_[]<>|":
+        text = text.replace(special, f"\\{special}")
+    return text.replace("\n", " ")

@@ -1,0 +1,84 @@
+"""Records and verdicts to one value that every report is printed from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.laws import Verdict, judge, judge_together
+from harness.record import Environment, Memory, Record
+from harness.throughput import NotMeasured, Throughput, throughput
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case."""
+
+    name: str
+    outcome: str
+    reason: str
+    verdicts: tuple[Verdict, ...]
+    first_loss: float | None
+    last_loss: float | None
+    speed: Throughput | NotMeasured
+    memory: Memory
+
+    def count(self, outcome: str) -> int:
+        """How many verdicts of that kind."""
+        return sum(verdict.outcome == outcome for verdict in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report shows."""
+
+    rows: tuple[Row, ...]
+    agreements: tuple[Verdict, ...]
+    """Verdicts over several cases of a file."""
+    environments: tuple[Environment, ...]
+    problems: tuple[str, ...] = ()
+    """Lines of record files that could not be used."""
+
+    @property
+    def broken(self) -> tuple[Verdict, ...]:
+        """Every broken law, in the order of the cases, agreements last."""
+        every = [*(verdict for row in self.rows for verdict in row.verdicts), *self.agreements]
+        return tuple(verdict for verdict in every if verdict.outcome == "broken")
+
+    @property
+    def tally(self) -> str:
+        """``3 cases: 2 finished, 1 skipped; 18 laws held, 1 broken``."""
+        outcomes = Counter(row.outcome for row in self.rows)
+        verdicts = Counter(
+            verdict.outcome for verdict in [*(v for row in self.rows for v in row.verdicts), *self.agreements]
+        )
+        cases = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        laws = ", ".join(f"{verdicts[kind]} {kind}" for kind in ("held", "broken", "invalid") if verdicts[kind])
+        return f"{len(self.rows)} case{'s' * (len(self.rows) != 1)}: {cases}; laws: {laws or 'none judged'}"
+
+
+def summarise(records: Iterable[Record], problems: Sequence[str] = ()) -> Summary:
+    """Judge records and gather what reports show. Of several records of one case the last counts."""
+    last = tuple({record.name: record for record in records}.values())
+    environments = dict.fromkeys(record.environment.model_dump_json() for record in last if record.finished)
+    return Summary(
+        rows=tuple(_row(record) for record in last),
+        agreements=tuple(verdict for verdict in judge_together(last) if verdict.outcome != "not applicable"),
+        environments=tuple(Environment.model_validate_json(environment) for environment in environments),
+        problems=tuple(problems),
+    )
+
+
+def _row(record: Record) -> Row:
+    losses = record.steps.loss
+    return Row(
+        name=record.name,
+        outcome=record.outcome,
+        reason=record.reason,
+        verdicts=judge(record),
+        first_loss=losses[0] if losses else None,
+        last_loss=losses[-1] if losses else None,
+        speed=throughput(record),
+        memory=record.memory,
+    )

@@ -1,0 +1,46 @@
+"""The one table: what its columns are and how their values are written."""
+
+from __future__ import annotations
+
+from harness.report.summary import Row
+from harness.throughput import NotMeasured, Rate
+
+HEADERS = ("case", "laws", "loss, first to last", "samples/s", "tokens/s", "padding", "peak memory")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The cells of one case, as text."""
+    if row.outcome != "finished":
+        return (row.name, row.outcome, _losses(row), "-", "-", "-", "-")
+    return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
+
+
+def laws(row: Row) -> str:
+    """``8 held, 1 broken``; kinds that do not occur are left out."""
+    kinds = {"held": "held", "broken": "broken", "invalid": "invalid", "not applicable": "n/a"}
+    return ", ".join(f"{row.count(kind)} {word}" for kind, word in kinds.items() if row.count(kind))
+
+
+def memory(row: Row) -> str:
+    """In MiB; a dash where it was not measured."""
+    return f"{row.memory.peak_bytes / 2**20:.0f} MiB" if row.memory.peak_bytes is not None else "-"
+
+
+def _losses(row: Row) -> str:
+    if row.first_loss is None or row.last_loss is None:
+        return "-"
+    return f"{row.first_loss:.4f} to {row.last_loss:.4f}"
+
+
+def _speed(row: Row) -> tuple[str, str, str]:
+    if isinstance(row.speed, NotMeasured):
+        return ("invalid", "invalid", "-")
+    return (_rate(row.speed.samples_per_second), _rate(row.speed.tokens_per_second), f"{row.speed.padding:.0%}")
+
+
+def _rate(rate: Rate) -> str:
+    return f"{_short(rate.median)} ({_short(rate.low)} to {_short(rate.high)})"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

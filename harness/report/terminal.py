@@ -1,0 +1,32 @@
+"""A summary as plain text."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from harness.laws import Verdict
+from harness.report.summary import Summary
+from harness.report.table import HEADERS, cells
+from harness.throughput import NotMeasured
+
+
+def terminal(summary: Summary) -> str:
+    """The table, then what is broken, then what is missing and why."""
+    table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
+    parts = [table, *(_broken(verdict) for verdict in summary.broken), _reasons(summary), *summary.problems]
+    return "\n\n".join(part for part in [*parts, summary.tally] if part)
+
+
+def _broken(verdict: Verdict) -> str:
+    lines = [f"BROKEN {verdict.about}::{verdict.law}", f"  {verdict.message}"]
+    return "\n".join([*lines, f"  likely cause: {verdict.cause}"] if verdict.cause else lines)
+
+
+def _reasons(summary: Summary) -> str:
+    skipped = [f"{row.name}: {row.outcome}: {row.reason}" for row in summary.rows if row.outcome == "skipped"]
+    void = [
+        f"{row.name}: step_throughput is invalid: {row.speed.reason}"
+        for row in summary.rows
+        if row.outcome == "finished" and isinstance(row.speed, NotMeasured)
+    ]
+    return "\n".join([*skipped, *void])

@@ -1,0 +1,104 @@
+"""Records to and from a folder: ``records/RUN.jsonl``, one line a case, flushed before anything judges it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from harness.record import FORMAT, Record
+
+
+def new_run() -> str:
+    """Name a run so that names sort by time: ``20260131T120000Z-3f9a``."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The records of one run, below a report folder.
+
+    Writers of the same run that are apart (pytest-xdist workers) each have a `part`, and so a file, of their own.
+    """
+
+    folder: Path
+    run: str = field(default_factory=new_run)
+    part: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where this writer's records go."""
+        name = f"{self.run}.{self.part}.jsonl" if self.part else f"{self.run}.jsonl"
+        return self.folder / "records" / name
+
+    def append(self, record: Record) -> None:
+        """Write one line and hand it to the disk: what comes after may crash, the line stays."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> Reading:
+        """Everything that all parts of this run have written."""
+        return read(sorted((self.folder / "records").glob(f"{self.run}*.jsonl")))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Records, and a sentence for each line that is none."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...] = ()
+
+
+def read(files: Iterable[Path]) -> Reading:
+    """Read record files: every whole line is used, every other one is named."""
+    records: list[Record] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            lines = file.read_bytes().split(b"\n")
+        except OSError as error:
+            problems.append(f"{file}: cannot be read: {error.strerror or error}")
+            continue
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            record = _parse(line)
+            if isinstance(record, Record):
+                records.append(record)
+            else:
+                problems.append(f"{file}:{number}: {record}")
+    return Reading(tuple(records), tuple(problems))
+
+
+def latest_run(folder: Path) -> tuple[Path, ...]:
+    """The record files of the newest run below a report folder; none where there is no run."""
+    files = sorted((folder / "records").glob("*.jsonl"))
+    if not files:
+        return ()
+    run = files[-1].name.split(".")[0]
+    return tuple(file for file in files if file.name.split(".")[0] == run)
+
+
+def _parse(line: bytes) -> Record | str:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return "torn line, not used"
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        return "not a record: expected a JSON object with a number under 'format'"
+    if data["format"] > FORMAT:
+        return f"record of format {data['format']}, this harness reads up to {FORMAT}; upgrade pytest-finetune"
+    try:
+        return Record.from_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}"

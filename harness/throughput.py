@@ -1,0 +1,75 @@
+"""Rates of a record's timed steps, or why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from harness.record import Record
+
+MINIMUM = 3
+"""Timed steps below which a median and its range say nothing."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Something per second: median, lowest and highest of the timed steps."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What the timed steps of a case show. Steps of the warm-up are left out; they stay in the record."""
+
+    seconds: tuple[float, ...]
+    """Of each timed step."""
+    samples_per_second: Rate
+    tokens_per_second: Rate
+    """Real tokens: padding is not work done."""
+    padding: float
+    """Share of computed tokens that are padding, 0 to 1."""
+    warmup_steps: int
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """There is no figure. This is neither good nor bad."""
+
+    reason: str
+
+
+def throughput(record: Record) -> Throughput | NotMeasured:
+    """Rates of the timed steps of a record.
+
+    Each rate is the median over steps of what the step did divided by its seconds; seconds run from the end of one
+    step to the end of the next with the device waited for, so data loading is inside.
+    """
+    if not record.finished:
+        return NotMeasured(record.reason or record.outcome)
+    steps, warmup = record.steps, record.settings["benchmark.warmup_steps"]
+    timed = record.settings["benchmark.timed_steps"]
+    window = slice(warmup, None if timed is None else warmup + timed)
+    seconds = steps.seconds[window]
+    if len(seconds) < MINIMUM:
+        return NotMeasured(
+            f"{len(seconds)} timed steps after {warmup} of warm-up: at least {MINIMUM} are needed; "
+            "raise train.steps or lower benchmark.warmup_steps"
+        )
+    if not all(second > 0 for second in seconds):
+        return NotMeasured("a step took no time: the clock is too coarse, or wrong")
+    real, padded = steps.real_tokens[window], steps.padded_tokens[window]
+    return Throughput(
+        seconds=seconds,
+        samples_per_second=_rate(steps.samples[window], seconds),
+        tokens_per_second=_rate(real, seconds),
+        padding=1 - sum(real) / sum(padded) if sum(padded) else 0.0,
+        warmup_steps=warmup,
+    )
+
+
+def _rate(amounts: tuple[int, ...], seconds: tuple[float, ...]) -> Rate:
+    rates = [amount / second for amount, second in zip(amounts, seconds, strict=True)]
+    return Rate(median(rates), min(rates), max(rates))

@@ -1,0 +1,154 @@
+"""One case in, one record out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from harness.errors import Unavailable
+from harness.plan import Case
+from harness.record import Example, Outcome, Record, Tokenizer
+from harness.training import checkpoint, devices, environment, workload
+from harness.training.loops import LOOPS
+from harness.training.probes import PROBES
+from harness.training.timing import StepClock
+from harness.training.watch import Progress, Watch
+from harness.training.workload import Workload
+
+
+def run(case: Case, *, shelf: checkpoint.Shelf, root: Path, progress: Progress | None = None) -> Record:
+    """Train one case and bring back what there is to know of it. Never raises.
+
+    A case that crashes, runs out of memory or is interrupted leaves a record too, with everything seen until then.
+
+    Args:
+        case: what to train, and the probes wanted.
+        shelf: keeps checkpoints between the cases of a file.
+        root: a folder of the repository that holds the experiment, for its commit.
+        progress: told of each step.
+    """
+    started, clock = datetime.now(UTC), perf_counter()
+    evidence: dict[str, Any] = {"environment": environment.describe(root, None)}
+    outcome, reason, trace = _attempt(case, shelf, root, progress, evidence)
+    return Record(
+        **case.declared(),
+        outcome=outcome,
+        reason=reason,
+        traceback=trace,
+        started=started,
+        seconds=perf_counter() - clock,
+        **evidence,
+    )
+
+
+def _stages(
+    case: Case, shelf: checkpoint.Shelf, root: Path, progress: Progress | None, evidence: dict[str, Any]
+) -> None:
+    """Everything that happens to a case, in order; what each stage leaves is in `evidence` at once."""
+    settings = case.settings
+    device = devices.find(settings.device or "cpu")
+    evidence["environment"] = environment.describe(root, device)
+    loaded = shelf.take(case.path, settings)
+    work = workload.prepare(loaded, settings, device)
+    evidence["checkpoint"] = checkpoint.describe(loaded, work.model)
+    evidence["tokenizer"] = _tokenizer(work)
+    watch = _watch(loaded, work, progress)
+    memory = devices.PeakMemory(device)
+    memory.watch()
+    try:
+        LOOPS[settings.train.loop](work, watch)
+    finally:
+        watch.close()
+        evidence["steps"] = watch.steps()
+        evidence["batches"] = watch.batches()
+        evidence["examples"] = _examples(case, work, watch)
+    evidence["memory"] = memory.read()
+    evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
+    evidence["probes"] = {name: PROBES[name](loaded, work) for name in sorted(case.probes)}
+
+
+def _attempt(
+    case: Case, shelf: checkpoint.Shelf, root: Path, progress: Progress | None, evidence: dict[str, Any]
+) -> tuple[Outcome, str, str]:
+    """Outcome, reason and traceback of the stages."""
+    try:
+        with devices.matmul_precision("highest"), _no_bars():
+            _stages(case, shelf, root, progress, evidence)
+    except Unavailable as error:
+        return "skipped", str(error), ""
+    except KeyboardInterrupt:
+        return "interrupted", "stopped by Ctrl-C", ""
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return "out of memory" if _out_of_memory(error) else "crashed", reason, traceback.format_exc()
+    return "finished", "", ""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _watch(loaded: checkpoint.Loaded, work: Workload, progress: Progress | None) -> Watch:
+    followed = {*checkpoint.head_names(work.model)}
+    if loaded.pretrained:
+        followed = {*loaded.missing, *loaded.mismatched} & {name for name, _ in work.model.named_parameters()}
+    return Watch(
+        model=work.model,
+        start=loaded.model,
+        head=followed,
+        lengths=work.examples.lengths,
+        drawn=work.drawn.queue,
+        steps=work.train.steps,
+        clock=StepClock(work.device.wait),
+        progress=progress,
+    )
+
+
+def _tokenizer(work: Workload) -> Tokenizer:
+    return Tokenizer(
+        name=type(work.tokenizer).__name__,
+        vocabulary=len(work.tokenizer),
+        pad_token_id=work.tokenizer.pad_token_id,
+        padding_side=work.tokenizer.padding_side,
+        max_length=work.max_length,
+    )
+
+
+def _examples(case: Case, work: Workload, watch: Watch) -> tuple[Example, ...]:
+    """Each example of a kept batch, encoded once more, alone: the reference for what reached the model."""
+    data = case.settings.data
+    indices = sorted({index for batch in watch.batches() for index in batch.examples})
+    return tuple(
+        Example(
+            index=index,
+            text=data.sequences[index][:60],
+            input_ids=tuple(
+                work.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length)["input_ids"]
+            ),
+            label=data.labels[index],
+        )
+        for index in indices
+    )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers out of pytest's output."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
