@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import __version__
-from harness.errors import HarnessError, InvalidExperiment
+from harness.errors import HarnessError, InvalidExperiment, meant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,11 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.stdout.flush()
     except BrokenPipeError:  # `harness plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (HarnessError, OSError) as error:
+        print(error, file=sys.stderr)
         return 1
     return status
 
@@ -47,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of experiment files")
     schema.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
     schema.set_defaults(command=_schema)
+
+    explain = commands.add_parser("explain", help="say what a law states, why, and where its thresholds come from")
+    explain.add_argument("laws", nargs="*", metavar="LAW", help="name of a law (default: all, as docs/laws.md)")
+    explain.set_defaults(command=_explain)
 
     report = commands.add_parser("report", help="judge stored records again and remake the report")
     report.add_argument(
@@ -82,16 +89,23 @@ def _plan(options: argparse.Namespace) -> int:
 
     from harness.plugin import Planned
 
+    _require(options.paths)
     planned = Planned()
     devices = [f"--device={name}" for name in options.device or ()]
-    quiet = ["--collect-only", "-p", "no:terminal", "-p", "no:cacheprovider"]
-    status = pytest.main([*quiet, *devices, *map(str, options.paths)], plugins=[planned])
+    # Not `-p no:terminal`, which would make an error of every `-v` or `-ra` in the configuration.
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        status = pytest.main(["--collect-only", *devices, *map(str, options.paths)], plugins=[planned])
+    if status == pytest.ExitCode.USAGE_ERROR:  # pytest itself has said it
+        return 1
+    if status == pytest.ExitCode.INTERNAL_ERROR:
+        raise HarnessError(output.getvalue())
     for name in planned.cases:
         print(name)
     for error in planned.errors:
         print(error, file=sys.stderr)
     if not planned.cases and not planned.errors:
-        raise HarnessError(f"{', '.join(map(str, options.paths))}: found no experiment (pytest: {status!r})")
+        where = ", ".join(map(str, options.paths))
+        raise HarnessError(f"{where}: found no experiment, expected files that pytest's `experiment_files` names")
     return 1 if planned.errors else 0
 
 
@@ -111,6 +125,19 @@ def _schema(options: argparse.Namespace) -> int:
         print(text, end="")
     else:
         options.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from harness.laws import LAWS
+    from harness.laws.explain import explain, page
+
+    known = {law.name: law for law in LAWS}
+    for name in options.laws:
+        if name not in known:
+            expected, hint = ", ".join(known), meant(name, known)
+            raise HarnessError(f"{name}: no such law, expected one of {expected}" + (f"; {hint}" if hint else ""))
+    print("\n\n".join(explain(known[name]) for name in options.laws) if options.laws else page(LAWS).rstrip())
     return 0
 
 
@@ -150,13 +177,18 @@ def _experiments(paths: Sequence[Path]) -> tuple[Path, ...]:
     """
     from harness import plan
 
-    for path in paths:
-        if not path.exists():
-            raise HarnessError(f"{path}: no such file or folder")
+    _require(paths)
     files = plan.find(paths)
     if not files:
         raise HarnessError(f"{', '.join(map(str, paths))}: found no experiment, expected *.yaml or *.yml files")
     return files
+
+
+def _require(paths: Sequence[Path]) -> None:
+    """Raise if a path does not exist."""
+    for path in paths:
+        if not path.exists():
+            raise HarnessError(f"{path}: no such file or folder")
 
 
 if __name__ == "__main__":

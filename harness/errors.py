@@ -1,5 +1,6 @@
 """What can go wrong, in one family."""
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ class HarnessError(Exception):
     """Anything that the harness itself reports as wrong."""
 
 
-class InvalidExperiment(HarnessError):  # noqa: N818  # it says what the file is
+class InvalidExperiment(HarnessError):
     """An experiment file says something that it may not, once or many times."""
 
     def __init__(self, mistakes: Iterable["Mistake"]) -> None:
@@ -55,6 +56,17 @@ def shown(value: object) -> str:
             return "a mapping" if value else "an empty mapping"
         case _:
             return str(value)
+
+
+def meant(text: str, known: Iterable[str], most: int = 1) -> str:
+    """A hint for text that is nearly one of the known words; empty where it is near to none."""
+    near = [f"'{word}'" for word in difflib.get_close_matches(text, known, most)]
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: `1 label`, `2 labels`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Unavailable(HarnessError):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cache
+from inspect import signature
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,14 @@ if TYPE_CHECKING:  # what a run without experiments should not have to import
     from harness.record import Record
     from harness.report import Summary
     from harness.session import Session
+    from harness.store import Store
     from harness.throughput import Throughput
 
-SESSION = pytest.StashKey["Session"]()
+STORE: pytest.StashKey[Store] = pytest.StashKey()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+SUMMARY: pytest.StashKey[Summary] = pytest.StashKey()
 
+SUFFIXES = (".yaml", ".yml")
 EXPERIMENT_FILES = ("experiments/*.yaml", "experiments/*.yml", "*/experiments/*.yaml", "*/experiments/*.yml")
 
 
@@ -63,17 +69,35 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register marks, and let the items of one experiment stay on one pytest-xdist worker."""
+    """Register marks, and check what the command line says."""
     config.addinivalue_line("markers", "invariant: a law of a fine-tuning experiment")
-    if config.getoption("dist", "no") == "load":
-        # Items of one case share a training; `loadgroup` is `load` for every item that has no group.
-        config.option.dist = "loadgroup"
+    if not config.pluginmanager.hasplugin("benchmark"):
+        config.addinivalue_line("markers", "benchmark: the throughput of a fine-tuning experiment")
+    if given := config.getoption("device"):
+        _check_devices("--device", given)
+    if _reports(config).exists() and not _reports(config).is_dir():
+        raise pytest.UsageError(f"--reports: found {_reports(config)}, which is a file, expected a folder")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Give every pytest-xdist worker the name of this run."""
-    node.workerinput["harness_run"] = _session(node.config).store.run
+    node.workerinput["harness_run"] = _store(node.config).run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let the items of one experiment stay on one pytest-xdist worker: the items of a case share a training."""
+    if config.getoption("dist") != "load":
+        return None  # the person chose another way
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist may be absent
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(SUFFIXES) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)
@@ -82,7 +106,9 @@ def pytest_harness_engine(config: pytest.Config) -> Engine:
     from harness.engines.inline import Inline
     from harness.progress import ProgressLine
 
-    if hasattr(config, "workerinput") or not sys.__stdout__ or not sys.__stdout__.isatty():
+    # Asked of the reporter: while a test runs, stdout itself is a file that pytest captures it in.
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if hasattr(config, "workerinput") or reporter is None or not reporter.isatty:
         return Inline(config.rootpath)
     line = ProgressLine.on_tty()
     config.add_cleanup(line.close)
@@ -93,12 +119,20 @@ def _session(config: pytest.Config) -> Session:
     """The one object of this session, made when it is first needed."""
     if SESSION not in config.stash:
         from harness.session import Session
+
+        config.stash[SESSION] = Session(_store(config), lambda: config.hook.pytest_harness_engine(config=config))
+    return config.stash[SESSION]
+
+
+def _store(config: pytest.Config) -> Store:
+    """Where records of this run go; pytest-xdist workers and their controller share the run."""
+    if STORE not in config.stash:
         from harness.store import Store, new_run
 
         worker: dict[str, str] = getattr(config, "workerinput", {})
-        store = Store(_reports(config), worker.get("harness_run") or new_run(), worker.get("workerid", ""))
-        config.stash[SESSION] = Session(store, lambda: config.hook.pytest_harness_engine(config=config))
-    return config.stash[SESSION]
+        run = worker.get("harness_run") or new_run()
+        config.stash[STORE] = Store(_reports(config), run, worker.get("workerid", ""))
+    return config.stash[STORE]
 
 
 def _reports(config: pytest.Config) -> Path:
@@ -106,24 +140,49 @@ def _reports(config: pytest.Config) -> Path:
     return config.invocation_params.dir / given if given else config.rootpath / "reports"
 
 
+def _check_devices(where: str, names: Sequence[str]) -> None:
+    """Each is the name of a device, as an experiment writes it, and there is one.
+
+    Raises:
+        pytest.UsageError: a line for each that is not.
+    """
+    from harness.experiment import DEVICE_FORMS, check_device
+
+    mistakes = [] if names else [f"found nothing, expected {DEVICE_FORMS}"]
+    for name in names:
+        try:
+            check_device(name)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise pytest.UsageError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
+
+
 # Collecting
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ExperimentFile | None:
-    """Take the YAML files that the `experiment_files` patterns name, or that are given on the command line."""
-    if file_path.suffix not in (".yaml", ".yml"):
+    """Take the YAML files that the `experiment_files` patterns name, or that are given on the command line.
+
+    Files and folders whose names begin with `_` hold bases for others.
+    """
+    if file_path.suffix not in SUFFIXES:
         return None
     path = os.path.relpath(file_path, parent.config.rootpath).replace(os.sep, "/")
-    is_base = file_path.name.startswith("_")
+    is_base = any(part.startswith("_") for part in path.split("/"))
     listed = any(fnmatch(path, pattern) for pattern in parent.config.getini("experiment_files"))
     if parent.session.isinitpath(file_path) or (listed and not is_base):
         return ExperimentFile.from_parent(parent, path=file_path)
     return None
 
 
-class ExperimentFile(pytest.File):
-    """One YAML file: its cases, then the laws over several of them."""
+class ExperimentFile(pytest.Module):
+    """One YAML file: its cases, then the laws over several of them.
 
+    A module without a Python object, as pytest's own doctest files are: fixtures of module scope live as long as it.
+    """
+
+    obj = None
     cases: tuple[Case, ...] = ()
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
@@ -138,13 +197,12 @@ class ExperimentFile(pytest.File):
         except InvalidExperiment as error:
             yield BadFile.from_parent(self, name="valid", error=error)
             return
-        given = self.config.getoption("device")
-        planned = plan.cases(
-            experiment,
-            given or self.config.getini("devices"),
-            root=self.config.rootpath,
-            override=bool(given),
-        )
+        given, configured = self.config.getoption("device"), self.config.getini("devices")
+        try:
+            _check_devices("devices, in pytest's configuration", configured)
+        except pytest.UsageError as error:
+            raise self.CollectError(str(error)) from None
+        planned = plan.cases(experiment, given or configured, root=self.config.rootpath, override=bool(given))
         self.cases = plan.expand(planned, _cuda_count)
         for case in self.cases:
             yield CaseNode.from_parent(self, name=case.id, case=case)
@@ -218,6 +276,15 @@ class ExperimentItem(pytest.Function):
 
     law: Law | None
     cases: tuple[Case, ...]
+    answers_for: frozenset[str] = frozenset()
+    """Names of the cases whose crash this item reports."""
+
+    def runtest(self) -> None:
+        """Fail for a case that crashed, or judge."""
+        for record in self.records:
+            if record.outcome in ("crashed", "out of memory") and record.name in self.answers_for:
+                pytest.fail(f"{record.name}: {record.outcome}: {record.reason}\n\n{record.traceback}", pytrace=False)
+        super().runtest()
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """It comes from the experiment, not from the module of the law."""
@@ -237,15 +304,19 @@ def _item(
     item: ExperimentItem = ExperimentItem.from_parent(parent, name=name, callobj=function)
     item.law = law
     item.cases = cases
-    if parent.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group(cases[0].experiment))
     return item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Selected laws say which probes their cases run."""
-    for item in session.items:
-        if isinstance(item, ExperimentItem) and item.law is not None:
+    """Selected laws say which probes their cases run; of the selected items of a case one answers for a crash."""
+    items = [item for item in session.items if isinstance(item, ExperimentItem)]
+    answered: set[str] = set()
+    # `trains`, or where it is not selected, or skipped as `--benchmark-only` does it, the first of the others
+    for item in sorted(items, key=lambda item: (item.get_closest_marker("skip") is not None, item.name != "trains")):
+        names = frozenset(case.name for case in item.cases)
+        item.answers_for = names - answered
+        answered |= names
+        if item.law is not None:
             _session(session.config).want(item.law, item.cases)
 
 
@@ -278,7 +349,8 @@ def _laws_on(cases: Iterable[Case]) -> set[str]:
 
 
 def _varies(axis: str, cases: Iterable[Case]) -> bool:
-    return len({case.declared()["settings"][axis] for case in cases}) > 1
+    setting = attrgetter(axis)  # not `declared`, which spells out all settings
+    return len({setting(case.settings) for case in cases}) > 1
 
 
 def _cuda_count() -> int:
@@ -299,12 +371,11 @@ def _law_function(law: Law) -> Callable[..., None]:
         from harness.laws import judge, judge_together
 
         records = request.node.records
-        if law.on_failure and records[0].traceback:
-            pytest.fail(f"{records[0].outcome}: {records[0].reason}\n\n{records[0].traceback}", pytrace=False)
         (verdict,) = judge(records[0], [law]) if law.axis is None else judge_together(records, [law])
         _settle(verdict)
 
     check.__doc__ = law.statement
+    check.__signature__ = signature(check)  # type: ignore[attr-defined]  # which pytest asks for with every item
     return pytest.mark.invariant(check)
 
 
@@ -313,7 +384,8 @@ def _settle(verdict: Verdict) -> None:
     if verdict.outcome == "broken":
         pytest.fail(verdict.message + (f"\nlikely cause: {verdict.cause}" if verdict.cause else ""), pytrace=False)
     if verdict.outcome != "held":
-        pytest.skip(f"{verdict.outcome}: {verdict.message}" if verdict.outcome == "invalid" else verdict.message)
+        prefix = f"{verdict.outcome}: " if verdict.outcome in ("vacuous", "invalid") else ""
+        pytest.skip(prefix + verdict.message)
 
 
 class Replay:
@@ -379,32 +451,22 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Let go of the engine, and leave the report; workers of pytest-xdist leave that to their controller."""
     config = session.config
-    if SESSION not in config.stash:
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
+    if hasattr(config, "workerinput") or STORE not in config.stash or not config.stash[STORE].files:
         return
-    config.stash[SESSION].close()
-    summary = _summary(config)
-    if summary is not None:
-        from harness.report import markdown
+    from harness.report import markdown, summarise
 
-        (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
+    reading = config.stash[STORE].read()
+    config.stash[SUMMARY] = summary = summarise(reading.records, reading.problems)
+    (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The table of all cases that ran."""
-    summary = _summary(config)
-    if summary is not None:
+    if SUMMARY in config.stash:
         from harness.report import terminal
 
         terminalreporter.section("fine-tuning")
-        terminalreporter.write_line(terminal(summary))
+        terminalreporter.write_line(terminal(config.stash[SUMMARY]))
         terminalreporter.write_line(f"report: {os.path.relpath(_reports(config) / 'latest.md')}")
-
-
-def _summary(config: pytest.Config) -> Summary | None:
-    """Of every record that this run has stored; none where no case ran, and in a worker."""
-    if SESSION not in config.stash or hasattr(config, "workerinput"):
-        return None
-    from harness.report import summarise
-
-    reading = _session(config).store.read()
-    return summarise(reading.records, reading.problems) if reading.records else None

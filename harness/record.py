@@ -7,9 +7,9 @@ of valid JSON: numbers that are not finite are spelled ``"NaN"``, ``"Infinity"``
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 FORMAT = 1
 """The number of the record format. A reader takes every record up to its own number and skips fields it does not know.
@@ -24,6 +24,23 @@ class Part(BaseModel):
     """A frozen piece of a record."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", protected_namespaces=())
+
+
+def _numbers(value: Any, info: ValidationInfo) -> Any:
+    """Turn spelled numbers back where no type says that they are numbers; only a line of JSON spells them."""
+    return _unspelled(value) if info.mode == "json" else value
+
+
+def _unspelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _unspelled(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_unspelled(each) for each in value]
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+Evidence = Annotated[Any, BeforeValidator(_numbers)]
+"""Numbers in lists and mappings."""
 
 
 class Environment(Part):
@@ -57,7 +74,8 @@ class Checkpoint(Part):
     dtype: str
     attention: str = ""
     digest: str
-    """SHA-256 over name, dtype, shape and bytes of every tensor of the model just before the first step."""
+    """SHA-256 over name, dtype, shape and bytes of every tensor of the model just before the first step; empty where
+    none was begun."""
     pretrained: bool
     """False where every weight is random."""
     missing: tuple[str, ...] = ()
@@ -98,7 +116,7 @@ class Batch(Part):
     """The first step that saw it, counted from 0."""
     examples: tuple[int, ...]
     """Index of the example in each row, as the loader drew them."""
-    tensors: dict[str, tuple[Any, ...]]
+    tensors: dict[str, tuple[Evidence, ...]]
     """Every tensor among the model's arguments, by keyword, as nested lists."""
 
 
@@ -121,6 +139,8 @@ class Steps(Part):
     """SHA-256, shortened, of each tensor of the batch that reached the model."""
     examples: tuple[tuple[int, ...], ...] = ()
     """Index of every example of the batch."""
+    graphs: tuple[int, ...] = ()
+    """Autograd graphs of earlier steps that are still alive at the end of this one."""
 
 
 class Parameter(Part):
@@ -137,6 +157,40 @@ class Parameter(Part):
     """Largest distance from the start after any step; watched for the head only."""
     gradient: float | None = None
     """At the first step; none where the parameter got no gradient at all."""
+
+
+class Group(Part):
+    """A parameter group of the optimizer at its first step."""
+
+    parameters: int
+    learning_rate: float
+    weight_decay: float | None = None
+    betas: tuple[float, ...] = ()
+    eps: float | None = None
+
+
+class Optimizer(Part):
+    """What the optimizer held at its first step, by identity of the tensors."""
+
+    name: str
+    groups: tuple[Group, ...]
+    outside: tuple[str, ...] = ()
+    """Trainable parameters of the model that it does not hold."""
+    twice: tuple[str, ...] = ()
+    """Parameters that it holds more than once."""
+    strangers: int = 0
+    """Tensors that it holds and the model does not have."""
+
+
+class Modes(Part):
+    """Train or eval mode of the modules that behave differently in them."""
+
+    stochastic: int
+    """Modules with a dropout above 0 or with running statistics."""
+    step: int | None = None
+    """The first step, counted from 0, in whose forward pass one of them was in eval mode."""
+    off: tuple[str, ...] = ()
+    """Which they were, in that step."""
 
 
 class Memory(Part):
@@ -170,8 +224,10 @@ class Record(Part):
     """The distinct batches of the run, from its start until `BATCH_TOKENS` are reached."""
     steps: Steps = Steps()
     parameters: tuple[Parameter, ...] = ()
+    optimizer: Optimizer | None = None
+    modes: Modes | None = None
     memory: Memory = Memory()
-    probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""
     invariants: dict[str, Any] = Field(default_factory=dict)
     """What the experiment says of laws: off, or with options."""

@@ -32,11 +32,6 @@ class Session:
             self._engine = self.make_engine()
         return self._engine
 
-    @property
-    def ran(self) -> bool:
-        """Whether any case was asked for."""
-        return bool(self._stored)
-
     def want(self, law: Law, cases: tuple[Case, ...]) -> None:
         """A selected law will judge these cases: they run the probes that it needs."""
         if law.probes:

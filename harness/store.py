@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from harness.record import FORMAT, Record
+if TYPE_CHECKING:  # a run without experiments names its store, and no more
+    from harness.record import Record
 
 
 def new_run() -> str:
@@ -45,9 +45,14 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What all parts of this run have written to."""
+        return tuple(sorted((self.folder / "records").glob(f"{self.run}*.jsonl")))
+
     def read(self) -> Reading:
         """Everything that all parts of this run have written."""
-        return read(sorted((self.folder / "records").glob(f"{self.run}*.jsonl")))
+        return read(self.files)
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,10 @@ def read(files: Iterable[Path]) -> Reading:
             if not line.strip():
                 continue
             record = _parse(line)
-            if isinstance(record, Record):
-                records.append(record)
-            else:
+            if isinstance(record, str):
                 problems.append(f"{file}:{number}: {record}")
+            else:
+                records.append(record)
     return Reading(tuple(records), tuple(problems))
 
 
@@ -89,6 +94,11 @@ def latest_run(folder: Path) -> tuple[Path, ...]:
 
 
 def _parse(line: bytes) -> Record | str:
+    """The record of a line, or why it is none."""
+    from pydantic import ValidationError
+
+    from harness.record import FORMAT, Record
+
     try:
         data = json.loads(line)
     except ValueError:

@@ -13,6 +13,7 @@ from harness.plan import Case
 from harness.record import Record
 
 if TYPE_CHECKING:
+    from harness.progress import ProgressLine
     from harness.training.checkpoint import Shelf
 
 
@@ -21,10 +22,10 @@ class Inline:
 
     Args:
         root: a folder of the repository that holds the experiments, for its commit.
-        progress: told of each step, with the case it belongs to.
+        progress: told of each step, with the case it belongs to, and cleared after each case.
     """
 
-    def __init__(self, root: Path, progress: Callable[[Case, int, int, float, float], None] | None = None) -> None:
+    def __init__(self, root: Path, progress: ProgressLine | None = None) -> None:
         self._root = root
         self._progress = progress
         self._shelf: Shelf | None = None
@@ -35,19 +36,22 @@ class Inline:
         try:
             from harness.training.checkpoint import Shelf
             from harness.training.run import run
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
+
+            self._shelf = self._shelf or Shelf()
+            return run(case, shelf=self._shelf, root=self._root, progress=self._told_of(case))
+        except BaseException as error:  # what `run` cannot record: an import that fails, Ctrl-C while torch is imported
+            stopped = isinstance(error, KeyboardInterrupt)
             return Record(
                 **case.declared(),
-                outcome="crashed",
-                reason=reason,
-                traceback=traceback.format_exc(),
+                outcome="interrupted" if stopped else "crashed",
+                reason="stopped by Ctrl-C" if stopped else f"{type(error).__name__}: {error}",
+                traceback="" if stopped else traceback.format_exc(),
                 started=started,
                 seconds=0.0,
             )
-        if self._shelf is None:
-            self._shelf = Shelf()
-        return run(case, shelf=self._shelf, root=self._root, progress=self._told_of(case))
+        finally:
+            if self._progress is not None:
+                self._progress.clear()  # a case that stops halfway leaves its line
 
     def unavailable(self, device: str) -> str | None:
         """Why this machine cannot run cases on that device; none where it can."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 from itertools import groupby
 
 from harness.laws import agreement, head, loss, padding, training
-from harness.laws.law import Law, Outcome, Verdict, broken, held, invalid, law, not_applicable
+from harness.laws.law import OUTCOMES, Law, Outcome, Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Record
 
 __all__ = [
     "LAWS",
+    "OUTCOMES",
     "Law",
     "Outcome",
     "Verdict",
@@ -46,14 +47,11 @@ def judge(record: Record, laws: Iterable[Law] = LAWS) -> tuple[Verdict, ...]:
 
 
 def judge_together(records: Sequence[Record], laws: Iterable[Law] = LAWS) -> tuple[Verdict, ...]:
-    """Judge the records of each experiment file by the laws that compare cases."""
-    by_file = groupby(sorted(records, key=lambda record: record.experiment), key=lambda record: record.experiment)
+    """Judge the records of each experiment file by the laws that compare cases, whatever order they come in."""
     laws = tuple(law for law in laws if law.axis is not None)
-    return tuple(
-        law.judge(cases, cases[0].invariants, about=file)
-        for file, cases in ((file, tuple(group)) for file, group in by_file)
-        for law in laws
-    )
+    ordered = sorted(records, key=lambda record: (record.experiment, record.case))
+    by_file = [(file, tuple(cases)) for file, cases in groupby(ordered, key=lambda record: record.experiment)]
+    return tuple(_judge_several(law, cases, about=file) for file, cases in by_file for law in laws)
 
 
 def not_finished(record: Record) -> str:
@@ -67,3 +65,9 @@ def _judge_one(law: Law, record: Record) -> Verdict:
     if record.finished or law.on_failure:
         return law.judge(record, record.invariants, about=record.name)
     return replace(not_applicable(not_finished(record)), law=law.name, about=record.name)
+
+
+def _judge_several(law: Law, cases: tuple[Record, ...], about: str) -> Verdict:
+    """Cases that turn the law off are left out, unless all do."""
+    on = tuple(case for case in cases if case.invariants.get(law.name) is not False) or cases
+    return law.judge(on, on[0].invariants, about=about)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from harness.laws.law import Verdict, broken, held, law, not_applicable
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.laws.loss import first_not_finite
 from harness.record import Record
 
@@ -42,7 +42,7 @@ def loops_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Ve
         return (
             _different_start(base, other)
             or _different_batches(base, other)
-            or _first_difference("learning rate", base.steps.learning_rate, other.steps.learning_rate, 1e-12)
+            or _first_difference("learning rate", _rates(base), _rates(other), 1e-12)
             or _first_difference("loss", base.steps.loss, other.steps.loss, limit)
         )
 
@@ -59,19 +59,35 @@ def devices_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> 
 
     def compare(base: Record, other: Record) -> str | None:
         limit = tolerance or DEVICE_TOLERANCE.get(base.settings["precision"], 1e-3)
-        different = _different_start(base, other) or _different_batches(base, other)
-        if different:
-            return different
-        losses = [record.probes.get("replay", {}).get("loss", ()) for record in (base, other)]
-        if not all(losses):
-            return "a replay of the first steps is missing from the evidence"
-        return _first_difference("loss without dropout", losses[0], losses[1], limit)
+        return (
+            _different_start(base, other)
+            or _different_batches(base, other)
+            or _first_difference("loss without dropout", _replay(base), _replay(other), limit)
+        )
 
-    return _agree(records, "device", compare)
+    def lacks(record: Record) -> str:
+        replay = record.probes.get("replay", {})
+        if "error" in replay:
+            return f"the replay of the first steps failed: {replay['error']}"
+        return "" if _replay(record) else "a replay of the first steps is missing from the evidence"
+
+    return _agree(records, "device", compare, lacks)
 
 
-def _agree(records: Sequence[Record], axis: str, compare: Callable[[Record, Record], str | None]) -> Verdict:
-    """Compare, within each group of cases that differ in `axis` only, every case with the first."""
+def _agree(
+    records: Sequence[Record],
+    axis: str,
+    compare: Callable[[Record, Record], str | None],
+    lacks: Callable[[Record], str] = lambda record: "",
+) -> Verdict:
+    """Compare, within each group of cases that differ in `axis` only, every case with the first.
+
+    Args:
+        records: of one experiment file.
+        axis: the dotted key.
+        compare: says how two records differ, if they do.
+        lacks: says which evidence is missing, beyond that of the start and of each step.
+    """
     groups: dict[str, list[Record]] = {}
     for record in records:
         rest = {key: value for key, value in sorted(record.settings.items()) if key != axis}
@@ -80,31 +96,57 @@ def _agree(records: Sequence[Record], axis: str, compare: Callable[[Record, Reco
     if not several:
         return not_applicable(f"no two cases differ in {axis} alone")
     agreed = 0
+    unfinished: list[str] = []
     missing: list[str] = []
     for group in several:
-        reasons = {record.case: _not_comparable(record) for record in group}
-        finished = [record for record in group if not reasons[record.case]]
-        missing += [f"{case}: {reason}" for case, reason in reasons.items() if reason]
-        for other in finished[1:]:
-            if (difference := compare(finished[0], other)) is not None:
-                return broken(f"{finished[0].case} and {other.case}: {difference}", cause=_cause(difference))
+        comparable = []
+        for record in group:
+            if reason := _no_losses(record):
+                unfinished.append(f"{record.case}: {reason}")
+            elif reason := _lacks(record) or lacks(record):
+                missing.append(f"{record.case}: {reason}")
+            else:
+                comparable.append(record)
+        for other in comparable[1:]:
+            if (difference := compare(comparable[0], other)) is not None:
+                return broken(f"{comparable[0].case} and {other.case}: {difference}", cause=_cause(difference))
             agreed += 1
+    left_out = "; ".join([*missing, *unfinished])
     if not agreed:
-        return not_applicable("fewer than two such cases finished: " + "; ".join(missing))
-    return held(f"{agreed} pair{'s' * (agreed > 1)} agree" + (f"; left out: {'; '.join(missing)}" if missing else ""))
+        return invalid(left_out) if missing else not_applicable(f"fewer than two such cases finished: {left_out}")
+    return held(f"{agreed} pair{'s' * (agreed > 1)} agree" + (f"; left out: {left_out}" if left_out else ""))
 
 
-def _not_comparable(record: Record) -> str:
-    """Why a record has nothing to compare; empty where it has."""
+def _no_losses(record: Record) -> str:
+    """Why the case came to no losses that can be compared; empty where it did."""
     if not record.finished:
         return record.reason or record.outcome
     step = first_not_finite(record)
     return "" if step is None else f"loss is {record.steps.loss[step]} at step {step + 1}, see loss_finite"
 
 
-def _different_start(base: Record, other: Record) -> str | None:
-    if base.checkpoint is None or other.checkpoint is None:
+def _lacks(record: Record) -> str:
+    """Which evidence of the start or of a step is missing; empty where none is."""
+    if record.checkpoint is None or not record.checkpoint.digest:
         return "the digest of the initial weights is missing from the evidence"
+    steps = record.steps
+    if not steps.loss:
+        return "no loss was seen"
+    for name, column in (("learning rate", steps.learning_rate), ("examples", steps.examples)):
+        if len(column) != len(steps.loss):
+            return f"the {name} of {len(steps.loss)} steps is known for {len(column)}"
+    digests = sum(map(bool, steps.digest))
+    return f"the batch of {len(steps.loss)} steps is known for {digests}" if digests != len(steps.loss) else ""
+
+
+def _replay(record: Record) -> Sequence[float]:
+    losses: Sequence[float] = record.probes.get("replay", {}).get("loss", ())
+    return losses
+
+
+def _different_start(base: Record, other: Record) -> str | None:
+    assert base.checkpoint is not None
+    assert other.checkpoint is not None
     if base.checkpoint.digest != other.checkpoint.digest:
         return f"initial weights differ: digest {base.checkpoint.digest[:12]} and {other.checkpoint.digest[:12]}"
     return None
@@ -123,17 +165,19 @@ def _different_batches(base: Record, other: Record) -> str | None:
     return None
 
 
+def _rates(record: Record) -> tuple[float, ...]:
+    """The learning rate of each step; 0 where the optimizer did not step."""
+    return tuple(0.0 if math.isnan(rate) else rate for rate in record.steps.learning_rate)
+
+
 def _list(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
 
 
-def _first_difference(what: str, one: Sequence[Any], two: Sequence[Any], limit: float) -> str | None:
+def _first_difference(what: str, one: Sequence[float], two: Sequence[float], limit: float) -> str | None:
     if len(one) != len(two):
         return f"{what}: {len(one)} and {len(two)} steps"
     for step, (a, b) in enumerate(zip(one, two, strict=True)):
-        a, b = float(a), float(b)
-        if a == b or (math.isnan(a) and math.isnan(b)):
-            continue
         if not abs(a - b) <= limit * max(1.0, abs(a)):  # written so that NaN against a number is a difference
             return f"{what} differs first at step {step + 1}: {a:.8g} and {b:.8g}, allowed {limit:g}"
     return None
@@ -145,7 +189,7 @@ def _cause(difference: str) -> str:
     if difference.startswith("batches"):
         return "another order, collator, or labels that do not travel with their example"
     if difference.startswith("learning rate"):
-        return "the schedule is stepped another number of times, or is another one"
+        return "the schedule is another one or is stepped another number of times, or the optimizer does not step (0)"
     if difference.startswith("steps"):
         return "one of the loops stops early or goes on too long"
     return "the same batch from the same weights: loss normalisation, precision, dropout, or the optimizer's settings"

@@ -47,6 +47,8 @@ def head_is_new(
     new = {*checkpoint.missing, *checkpoint.mismatched}
     if parameters is None:
         expected = set(checkpoint.head)
+        if not expected:
+            return invalid("the model has no parameter outside its backbone; list what is new under parameters")
     else:
         names = {parameter.name for parameter in record.parameters} | new
         unmatched = [pattern for pattern in parameters if not any(fnmatchcase(name, pattern) for name in names)]
@@ -85,9 +87,14 @@ def head_changes(record: Record) -> Verdict:
     corrected, so their ratio is +-1: Kingma and Ba 2015, algorithm 1), whatever the gradient's size; weight decay
     alone moves one by learning rate x decay x value, a thousand times less. So the root mean square distance from
     the start, at its largest, is compared with 0.1 x the learning rate. The largest, because a small bias may pass
-    its start again later.
+    its start again later. New parameters of the backbone whose gradient is zero by construction are left out, as by
+    backbone_changes.
     """
-    new = [parameter for parameter in record.parameters if parameter.furthest is not None]
+    new = [
+        parameter
+        for parameter in record.parameters
+        if parameter.furthest is not None and (parameter.head or _has_gradient(parameter, record.parameters))
+    ]
     if not new:
         return not_applicable("nothing is newly initialised")
     if (verdict := _cannot_move(record)) is not None:
@@ -95,11 +102,13 @@ def head_changes(record: Record) -> Verdict:
     expected = HEAD_REACH * _reach(record)
     for parameter in new:
         assert parameter.furthest is not None
-        if not parameter.furthest >= expected:  # written so that NaN is not accepted
+        if not math.isfinite(parameter.furthest):
+            return broken(f"{parameter.name} is {parameter.furthest} away from its start")
+        if parameter.furthest < expected:
             return broken(
                 f"{parameter.name} moved by {parameter.furthest:.3g} (its own scale: {parameter.start:.3g}), "
                 f"expected at least {expected:.3g}",
-                cause=_why_still(parameter),
+                cause=_why_still(record, parameter),
             )
     slowest = min(new, key=lambda parameter: parameter.furthest or 0)
     share = f", {slowest.furthest / slowest.start:.2g} of its own scale" if slowest.start and slowest.furthest else ""
@@ -127,16 +136,19 @@ def backbone_changes(record: Record) -> Verdict:
     still = [parameter for parameter in trainable if parameter.change == 0 and _has_gradient(parameter, trainable)]
     moved = sum(parameter.change > 0 for parameter in trainable)
     if moved == 0:
-        return broken(f"none of {len(trainable)} backbone parameters moved", cause=_why_still(trainable[0]))
+        cause = _why_still(record, next((p for p in trainable if p.gradient), trainable[0]))
+        return broken(f"none of {len(trainable)} backbone parameters moved", cause=cause)
     if still:
         return broken(
             f"{len(still)} of {len(trainable)} backbone parameters did not move: {_names(p.name for p in still)}",
-            cause=_why_still(still[0]),
+            cause=_why_still(record, still[0]),
         )
     return held(f"{moved} of {len(trainable)} backbone parameters moved")
 
 
 def _cannot_move(record: Record) -> Verdict | None:
+    if not record.steps.loss:
+        return invalid("no loss was seen")
     step = first_not_finite(record)
     if step is not None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
@@ -152,14 +164,16 @@ def _reach(record: Record) -> float:
     return float(record.settings["train.learning_rate"]) * share
 
 
-def _has_gradient(parameter: Parameter, among: list[Parameter]) -> bool:
+def _has_gradient(parameter: Parameter, among: Iterable[Parameter]) -> bool:
     largest = max((other.gradient or 0 for other in among), default=0)
     return parameter.gradient is not None and parameter.gradient > GRADIENT_NOISE * largest
 
 
-def _why_still(parameter: Parameter) -> str:
+def _why_still(record: Record, parameter: Parameter) -> str:
     if not parameter.trainable:
         return f"{parameter.name} is frozen (requires_grad is False)"
+    if all(map(math.isnan, record.steps.learning_rate)):
+        return "the optimizer never steps"
     if parameter.gradient is None:
         return f"{parameter.name} gets no gradient: it takes no part in the loss"
     if parameter.gradient == 0:

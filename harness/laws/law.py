@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from harness.record import Record
 
-Outcome = Literal["held", "broken", "not applicable", "invalid"]
+Outcome = Literal["held", "broken", "vacuous", "invalid", "not applicable"]
+OUTCOMES: tuple[Outcome, ...] = typing.get_args(Outcome)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def held(message: str) -> Verdict:
     return Verdict("held", message)
 
 
+def vacuous(message: str) -> Verdict:
+    """Nothing was found, and nothing could have been: the law had no power over this case."""
+    return Verdict("vacuous", message)
+
+
 def broken(message: str, cause: str = "") -> Verdict:
     """The training breaks the law."""
     return Verdict("broken", message, cause)
@@ -50,6 +56,16 @@ def not_applicable(message: str) -> Verdict:
 def invalid(message: str) -> Verdict:
     """The evidence cannot carry a judgement."""
     return Verdict("invalid", message)
+
+
+def probed(record: Record, probe: str) -> Mapping[str, Any] | Verdict:
+    """What a probe left, or the verdict of a law that cannot do without."""
+    evidence = record.probes.get(probe)
+    if evidence is None:
+        return not_applicable(f"the probe {probe} did not run")
+    if "error" in evidence:
+        return invalid(f"the probe {probe} failed: {evidence['error']}")
+    return evidence
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,8 @@ class Law:
     """Probes whose evidence it reads."""
     axis: str | None = None
     """The dotted key in which the cases it compares differ; none where it judges each record alone."""
+    slow: bool = False
+    """Its probes train again: it runs where it is asked for."""
     on_failure: bool = False
     """It also judges a case that did not come to its end."""
 
@@ -83,7 +101,7 @@ class Law:
 
 
 def law(
-    *, probes: Sequence[str] = (), axis: str | None = None, on_failure: bool = False
+    *, probes: Sequence[str] = (), axis: str | None = None, slow: bool = False, on_failure: bool = False
 ) -> Callable[[Callable[..., Verdict]], Law]:
     """Make a law of a function ``(record, *, option=default, ...) -> Verdict`` (``(records, ...)`` with an `axis`).
 
@@ -98,16 +116,17 @@ def law(
             statement=statement,
             reason=reason.strip(),
             function=function,
-            options=_options(function),
+            options=_options(function, statement),
             probes=frozenset(probes),
             axis=axis,
+            slow=slow,
             on_failure=on_failure,
         )
 
     return make
 
 
-def _options(function: Callable[..., Verdict]) -> type[BaseModel]:
+def _options(function: Callable[..., Verdict], statement: str) -> type[BaseModel]:
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         parameter.name: (hints[parameter.name], parameter.default)
@@ -115,4 +134,5 @@ def _options(function: Callable[..., Verdict]) -> type[BaseModel]:
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    return create_model(f"{function.__name__}_options", __config__=config, **fields)
+    # Editors show the statement beside the options.
+    return create_model(f"{function.__name__}_options", __config__=config, __doc__=statement, **fields)

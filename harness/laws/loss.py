@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -56,8 +57,8 @@ def loss_decreases(
     """The mean loss of the last window of steps is at least 10 % below that of the first.
 
     Windows, not the last loss below the first: with dropout and small batches single losses scatter. On
-    `sentiment.yaml` with a learning rate of 0 the two window means (15 steps each) differ by under 4 %, and by
-    more than 50 % when it trains, so 10 % tells the two apart.
+    `sentiment.yaml` the two window means (15 steps each) differed by at most 0.3 % in six trainings whose learning
+    rate was as good as 0, and by 95 % when it trained; 10 % tells the two apart for data that is far noisier.
     """
     losses = record.steps.loss
     width = window or max(1, len(losses) // 4)
@@ -66,14 +67,21 @@ def loss_decreases(
     step = first_not_finite(record)
     if step is not None:
         return not_applicable(f"the loss is {losses[step]} at step {step + 1}: see loss_finite")
-    first, last = math.fsum(losses[:width]) / width, math.fsum(losses[-width:]) / width
+    first, last = _mean(losses[:width]), _mean(losses[-width:])
     found = f"mean loss of the first {width} steps {first:.4f}, of the last {width} {last:.4f}"
-    if last <= (1 - by) * first:
+    most = first - by * abs(first)
+    if last <= most and last < first:  # a loss of exactly 0 from the start does not fall
         return held(found)
-    return broken(f"{found}: expected at most {(1 - by) * first:.4f}", cause=_why_flat(record))
+    return broken(f"{found}: expected at most {most:.4f}", cause=_why_flat(record))
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return math.fsum(loss / len(losses) for loss in losses)
 
 
 def _why_flat(record: Record) -> str:
+    if not any(record.steps.loss):
+        return "the loss is exactly 0 at every step: there is nothing to tell apart, such as one class only"
     if record.steps.learning_rate and max(record.steps.learning_rate) == 0:
         return "the learning rate is 0 at every step"
     moved = [parameter for parameter in record.parameters if parameter.change > 0]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from harness.laws.law import Verdict, broken, held, invalid, law
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Batch, Example, Record
 
 
@@ -15,47 +15,85 @@ class Row:
     """One row of a batch beside the example it should hold."""
 
     place: str
-    step: int
-    row: int
     example: Example
     ids: tuple[int, ...]
-    mask: tuple[int, ...] | None
+    mask: tuple[Any, ...] | None
+    pad: int | None
+    left: bool
+    """Whether the tokenizer pads on the left."""
 
     @property
     def padding(self) -> int:
         """How many positions the row is longer than its example."""
         return len(self.ids) - len(self.example.input_ids)
 
+    @property
+    def start(self) -> int:
+        """Where the example's tokens should begin."""
+        return max(self.padding, 0) if self.left else 0
 
-def rows(record: Record) -> Iterator[Row]:
+    @property
+    def found(self) -> tuple[int, ...]:
+        """What stands where the example's tokens should be."""
+        return self.ids[self.start : self.start + len(self.example.input_ids)]
+
+    @property
+    def other_side(self) -> bool:
+        """Whether the example's tokens are all there, but padded on the side that is not the tokenizer's."""
+        tokens, padding = self.example.input_ids, (self.pad,) * self.padding
+        return self.found != tokens and self.ids == (tokens + padding if self.left else padding + tokens)
+
+    @property
+    def extra(self) -> tuple[int, ...]:
+        """Positions of tokens that the model sees and the example does not have."""
+        outside = (place for place in range(len(self.ids)) if not 0 <= place - self.start < len(self.found))
+        return tuple(p for p in outside if self.ids[p] != self.pad and (self.mask is None or self.mask[p] == 1))
+
+    @property
+    def holds_its_text(self) -> bool:
+        """Whether the model gets the example's tokens and no others."""
+        return self.other_side or (self.found == self.example.input_ids and not self.extra)
+
+
+def _rows(record: Record) -> Iterator[Row]:
     """Every row of the kept batches, with its example."""
+    assert record.tokenizer is not None
     examples = {example.index: example for example in record.examples}
     for batch in record.batches:
-        masks: tuple[Any, ...] | None = batch.tensors.get("attention_mask")
+        masks = batch.tensors.get("attention_mask") if _judge_shape(batch) is None else None
         for number, (index, ids) in enumerate(zip(batch.examples, batch.tensors["input_ids"], strict=True)):
             yield Row(
                 place=f"step {batch.step + 1}, row {number} (example {index}: {examples[index].text!r})",
-                step=batch.step,
-                row=number,
                 example=examples[index],
                 ids=tuple(ids),
                 mask=None if masks is None else tuple(masks[number]),
+                pad=record.tokenizer.pad_token_id,
+                left=record.tokenizer.padding_side == "left",
             )
 
 
-def _unreadable(record: Record) -> Verdict | None:
-    """Why the kept batches cannot be judged, if they cannot."""
-    if not record.batches or record.tokenizer is None:
-        return invalid("no batch was kept")
+def _missing(record: Record) -> str | None:
+    """What is missing from the evidence, if anything is."""
+    if record.tokenizer is None or not any(batch.examples for batch in record.batches):
+        return "no batch was kept"
+    known = {example.index for example in record.examples}
     for batch in record.batches:
         if "input_ids" not in batch.tensors:
-            return invalid(f"step {batch.step + 1}: no input_ids among {', '.join(batch.tensors)}")
-        if len(batch.tensors["input_ids"]) != len(batch.examples):
-            return broken(
-                f"step {batch.step + 1}: {len(batch.tensors['input_ids'])} rows reached the model, "
-                f"the loader drew {len(batch.examples)} examples",
-                cause="the collator drops or repeats rows",
-            )
+            arguments = ", ".join(batch.tensors) or "none"
+            return f"step {batch.step + 1}: no input_ids among the model's arguments ({arguments})"
+        if (dimensions := _dimensions(batch.tensors["input_ids"])) != 2:
+            return f"step {batch.step + 1}: input_ids has {dimensions} dimensions, 2 can be judged"
+        if unknown := set(batch.examples) - known:
+            return f"step {batch.step + 1}: example {min(unknown)} is missing from the evidence"
+    return None
+
+
+def _wrong_count(record: Record) -> str | None:
+    """The first batch that has not a row for each of its examples."""
+    for batch in record.batches:
+        rows, drawn = len(batch.tensors["input_ids"]), len(batch.examples)
+        if rows != drawn:
+            return f"step {batch.step + 1}: {rows} rows reached the model, the loader drew {drawn} examples"
     return None
 
 
@@ -64,48 +102,71 @@ def padding_mask_correct(record: Record) -> Verdict:
     """attention_mask is 1 exactly on real tokens and 0 on padding, on the tokenizer's side, over pad ids.
 
     What is real comes from the tokenizer's encoding of each sequence alone, never from ``ids != pad_id``: a pad
-    token may also occur as a text token. Exact.
+    token may also occur as a text token. Exact. Rows that do not hold their text are left to tokens_match_tokenizer.
     """
-    if (problem := _unreadable(record)) is not None:
-        return problem
-    assert record.tokenizer is not None
-    without = next((batch for batch in record.batches if "attention_mask" not in batch.tensors), None)
-    if without is not None:
-        return _no_mask(record, without)
-    side, pad = record.tokenizer.padding_side, record.tokenizer.pad_token_id
-    count = padded = 0
-    for row in rows(record):
-        count += 1
-        padded += row.padding > 0
-        if row.padding < 0:
-            continue  # a row that lost tokens is tokens_match_tokenizer's to name
-        if (verdict := _judge_row(row, side, pad)) is not None:
+    if (missing := _missing(record)) is not None:
+        return invalid(missing)
+    if (count := _wrong_count(record)) is not None:
+        return not_applicable(f"{count}: see tokens_match_tokenizer")
+    for batch in record.batches:
+        if (verdict := _judge_shape(batch)) is not None:
             return verdict
+    rows = tuple(_rows(record))
+    whole = [row for row in rows if row.holds_its_text]
+    if not whole:
+        return not_applicable("no row holds its text: see tokens_match_tokenizer")
+    for row in whole:
+        if (verdict := _judge_row(row)) is not None:
+            return verdict
+    padded = sum(row.padding > 0 for row in whole)
+    side = "left" if whole[0].left else "right"
     note = "" if padded else "; all are of one length, so no padding was seen"
-    return held(f"{count} rows of {len(record.batches)} batches, {padded} padded on the {side}{note}")
+    note += f"; {len(rows) - len(whole)} do not hold their text: see tokens_match_tokenizer" * (len(whole) < len(rows))
+    return held(f"{len(whole)} rows of {len(record.batches)} batches, {padded} padded on the {side}{note}")
 
 
-def _no_mask(record: Record, batch: Batch) -> Verdict:
-    return broken(
-        f"step {batch.step + 1}: no attention_mask among the model's arguments ({', '.join(batch.tensors)})",
-        cause="the collator or tokenizer drops it; the model then attends to padding",
-    )
+def _judge_shape(batch: Batch) -> Verdict | None:
+    masks = batch.tensors.get("attention_mask")
+    if masks is None:
+        return broken(
+            f"step {batch.step + 1}: no attention_mask among the model's arguments ({', '.join(batch.tensors)})",
+            cause="the collator or tokenizer drops it; the model then attends to padding",
+        )
+    ids = batch.tensors["input_ids"]
+    if (dimensions := _dimensions(masks)) != 2:
+        return invalid(f"step {batch.step + 1}: attention_mask has {dimensions} dimensions, 2 can be judged")
+    if [len(row) for row in masks] != [len(row) for row in ids]:
+        return broken(
+            f"step {batch.step + 1}: attention_mask is {_shape(masks)}, input_ids {_shape(ids)}",
+            cause="they were padded apart, or cut apart",
+        )
+    return None
 
 
-def _judge_row(row: Row, side: str, pad: int | None) -> Verdict | None:
+def _dimensions(values: Any) -> int:
+    if not isinstance(values, list | tuple):
+        return 0
+    return 1 + (_dimensions(values[0]) if values else 0)
+
+
+def _shape(rows: tuple[Any, ...]) -> str:
+    return f"{len(rows)} x {len(rows[0]) if rows else 0}"
+
+
+def _judge_row(row: Row) -> Verdict | None:
+    assert row.mask is not None
     real, padding = len(row.example.input_ids), row.padding
-    left = padding if side == "left" else 0
-    expected = (0,) * left + (1,) * real + (0,) * (padding - left)
+    expected = (0,) * row.start + (1,) * real + (0,) * (padding - row.start)
     if row.mask != expected:
         return broken(
             f"{row.place}: attention_mask is {_runs(row.mask)}, expected {_runs(expected)}",
-            cause=_mask_cause(row.mask or (), expected),
+            cause=_mask_cause(row.mask, expected),
         )
-    wrong = [place for place, bit in enumerate(expected) if bit == 0 and row.ids[place] != pad]
+    wrong = [place for place, bit in enumerate(expected) if bit == 0 and row.ids[place] != row.pad]
     if wrong:
         return broken(
             f"{row.place}: input_ids[{wrong[0]}] is {row.ids[wrong[0]]} under a mask of 0, "
-            f"expected the pad token {pad}",
+            f"expected the pad token {row.pad}",
             cause="the collator pads with another id than the tokenizer's pad token",
         )
     return None
@@ -125,10 +186,10 @@ def _mask_cause(mask: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return "padding is attended to, so a result depends on the batch it is computed in"
 
 
-def _runs(mask: tuple[int, ...] | None) -> str:
+def _runs(mask: tuple[int, ...]) -> str:
     """``1x7 0x9`` for seven ones and nine zeros."""
     runs: list[tuple[int, int]] = []
-    for bit in mask or ():
+    for bit in mask:
         if runs and runs[-1][0] == bit:
             runs[-1] = (bit, runs[-1][1] + 1)
         else:
@@ -141,32 +202,34 @@ def _runs(mask: tuple[int, ...] | None) -> str:
 def tokens_match_tokenizer(record: Record) -> Verdict:
     """Every row of a batch is the tokenizer's own encoding of that sequence alone, then padding.
 
-    Compared token by token with the sequence encoded outside any batch. Exact.
+    Compared token by token with the sequence encoded outside any batch. Exact. On which side the padding is, and
+    what it consists of, is left to padding_mask_correct.
     """
-    if (problem := _unreadable(record)) is not None:
-        return problem
-    assert record.tokenizer is not None
-    left = record.tokenizer.padding_side == "left"
-    count = 0
-    for row in rows(record):
-        count += 1
-        expected = row.example.input_ids
-        start = max(row.padding, 0) if left else 0
-        found = row.ids[start : start + len(expected)]
-        if found != expected:
-            return _wrong_tokens(row, found, start)
-    return held(f"{count} rows of {len(record.batches)} batches")
+    if (missing := _missing(record)) is not None:
+        return invalid(missing)
+    if (count := _wrong_count(record)) is not None:
+        return broken(count, cause="the collator drops or repeats rows")
+    rows = tuple(_rows(record))
+    wrong = next((row for row in rows if not row.holds_its_text), None)
+    return held(f"{len(rows)} rows of {len(record.batches)} batches") if wrong is None else _wrong_tokens(wrong)
 
 
-def _wrong_tokens(row: Row, found: tuple[int, ...], start: int) -> Verdict:
+def _wrong_tokens(row: Row) -> Verdict:
     expected = row.example.input_ids
     if row.padding < 0:
         return broken(
             f"{row.place}: {len(row.ids)} tokens reached the model, the tokenizer gives {len(expected)}",
             cause="the row is truncated; see train.max_length",
         )
-    place = next(place for place, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other)
+    different = [place for place, token in enumerate(expected) if row.found[place] != token]
+    if different:
+        place = row.start + different[0]
+        return broken(
+            f"{row.place}: input_ids[{place}] is {row.ids[place]}, the tokenizer gives {expected[different[0]]}",
+            cause="text and row do not belong together, or another tokenizer or normaliser was used",
+        )
     return broken(
-        f"{row.place}: input_ids[{start + place}] is {found[place]}, the tokenizer gives {expected[place]}",
-        cause="text and row do not belong together, or another tokenizer, normaliser or padding side was used",
+        f"{row.place}: input_ids[{row.extra[0]}] is {row.ids[row.extra[0]]} and not masked, "
+        f"beyond the {len(expected)} tokens that the tokenizer gives",
+        cause="a token is added to the text, such as a second end token, or another tokenizer was used",
     )

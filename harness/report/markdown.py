@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tabulate import tabulate
 
 from harness.laws import Verdict
@@ -34,18 +36,18 @@ def _section(title: str, lines: list[str]) -> str:
 
 def _broken(verdict: Verdict) -> str:
     cause = f"\n  Likely cause: {_escape(verdict.cause)}" if verdict.cause else ""
-    return f"- **`{verdict.about}::{verdict.law}`**: {_escape(verdict.message)}{cause}"
+    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {_escape(verdict.message)}{cause}"
 
 
 def _held(verdict: Verdict) -> str:
-    return f"- `{verdict.about}::{verdict.law}`: {_escape(verdict.message)}"
+    return f"- {_code(f'{verdict.about}::{verdict.law}')}: {_escape(verdict.message)}"
 
 
 def _left_out(row: Row) -> list[str]:
     if row.outcome != "finished":
-        return [f"- `{row.name}`: {row.outcome}: {_escape(row.reason)}"]
+        return [f"- {_code(row.name)}: {row.outcome}: {_escape(row.reason)}"]
     if isinstance(row.speed, NotMeasured):
-        return [f"- `{row.name}`: throughput is invalid: {_escape(row.speed.reason)}"]
+        return [f"- {_code(row.name)}: throughput is invalid: {_escape(row.speed.reason)}"]
     return []
 
 
@@ -53,11 +55,17 @@ def _environment(environment: Environment) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
     commit += " with changes" if environment.dirty else ""
-    return f"- {_escape(environment.device)}, {environment.threads} threads, {environment.platform}; {versions}{commit}"
+    where = f"{environment.device}, {environment.threads} threads, {environment.platform}; {versions}{commit}"
+    return f"- {_escape(where)}"
 
 
 def _escape(text: str) -> str:
-    """Text of an experiment must not become markup."""
-    for special in "\\`*_[]<>|":
-        text = text.replace(special, f"\\{special}")
-    return text.replace("\n", " ")
+    """Text of an experiment must not become markup, nor a line of its own."""
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", " ".join(text.splitlines()))
+
+
+def _code(text: str) -> str:
+    """Text as code, between more backticks in a row than it holds itself."""
+    text = " ".join(text.splitlines())
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.laws import Verdict, judge, judge_together
+from harness.laws import OUTCOMES, Verdict, judge, judge_together
 from harness.record import Environment, Memory, Record
 from harness.throughput import NotMeasured, Throughput, throughput
 
@@ -54,7 +54,7 @@ class Summary:
             verdict.outcome for verdict in [*(v for row in self.rows for v in row.verdicts), *self.agreements]
         )
         cases = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
-        laws = ", ".join(f"{verdicts[kind]} {kind}" for kind in ("held", "broken", "invalid") if verdicts[kind])
+        laws = ", ".join(f"{verdicts[kind]} {kind}" for kind in OUTCOMES[:-1] if verdicts[kind])
         return f"{len(self.rows)} case{'s' * (len(self.rows) != 1)}: {cases}; laws: {laws or 'none judged'}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.laws import OUTCOMES
 from harness.report.summary import Row
 from harness.throughput import NotMeasured, Rate
 
@@ -17,7 +18,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def laws(row: Row) -> str:
     """``8 held, 1 broken``; kinds that do not occur are left out."""
-    kinds = {"held": "held", "broken": "broken", "invalid": "invalid", "not applicable": "n/a"}
+    kinds = {outcome: "n/a" if outcome == "not applicable" else outcome for outcome in OUTCOMES}
     return ", ".join(f"{row.count(kind)} {word}" for kind, word in kinds.items() if row.count(kind))
 
 

@@ -14,7 +14,7 @@ def terminal(summary: Summary) -> str:
     """The table, then what is broken, then what is missing and why."""
     table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
     parts = [table, *(_broken(verdict) for verdict in summary.broken), _reasons(summary), *summary.problems]
-    return "\n\n".join(part for part in [*parts, summary.tally] if part)
+    return _printable("\n\n".join(part for part in [*parts, summary.tally] if part))
 
 
 def _broken(verdict: Verdict) -> str:
@@ -23,10 +23,19 @@ def _broken(verdict: Verdict) -> str:
 
 
 def _reasons(summary: Summary) -> str:
-    skipped = [f"{row.name}: {row.outcome}: {row.reason}" for row in summary.rows if row.outcome == "skipped"]
+    unfinished = [
+        f"{row.name}: {row.outcome}: {row.reason}"
+        for row in summary.rows
+        if row.outcome != "finished" and not row.count("broken")
+    ]
     void = [
         f"{row.name}: step_throughput is invalid: {row.speed.reason}"
         for row in summary.rows
         if row.outcome == "finished" and isinstance(row.speed, NotMeasured)
     ]
-    return "\n".join([*skipped, *void])
+    return "\n".join([*unfinished, *void])
+
+
+def _printable(text: str) -> str:
+    """Text of an experiment must not command the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

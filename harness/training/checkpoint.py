@@ -13,10 +13,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from harness import experiment, record
@@ -27,8 +30,14 @@ Model = Any
 Stored = experiment.HubCheckpoint | experiment.FolderCheckpoint | experiment.PackageCheckpoint
 Tokenizer = Any
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken"]
 """What is fetched from the Hub: configuration, safetensors weights, tokenizer. Never a pickle, never code."""
+_SUBFOLDERS = ["*/*"]
+"""What is left there: the same weights for other runtimes, mostly."""
+_VOCABULARIES = ("tokenizer.json", "tekken.json", "tokenizer.model", "tiktoken.model")
+"""What transformers turns into the tokenizer of any class, beside the files that the class names itself."""
+_UNUSABLE = (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError)
+"""What transformers raises, version by version, over files that are missing, torn or not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,9 @@ def load(settings: experiment.Settings) -> Loaded:
     if isinstance(source, experiment.ArchitectureCheckpoint):
         return _random(source, settings)
     folder, revision = _folder(source)
-    text_folder = folder if settings.tokenizer is None else _folder(experiment.parse_checkpoint(settings.tokenizer))[0]
-    try:
-        words = AutoTokenizer.from_pretrained(text_folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{text_folder}: no tokenizer can be loaded: {_first_line(error)}") from error
+    if not any(folder.glob("*.safetensors*")):
+        raise CheckpointError(f"{source}: no weights as safetensors: other formats can run code and are not loaded")
+    words = _words(source, folder) if settings.tokenizer is None else _named_words(settings.tokenizer)
     set_seed(settings.train.seed)
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -106,7 +113,7 @@ def load(settings: experiment.Settings) -> Loaded:
             ignore_mismatched_sizes=True,  # reported in the ledger and judged there
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except _UNUSABLE as error:
         raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     _give_pad_token(model, words)
     return Loaded(
@@ -122,36 +129,68 @@ def load(settings: experiment.Settings) -> Loaded:
 
 
 def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings) -> Loaded:
-    if settings.tokenizer is None:
-        words = tokenizer.train(settings.data.sequences)
-    else:
-        words = AutoTokenizer.from_pretrained(_folder(experiment.parse_checkpoint(settings.tokenizer))[0])
+    words = tokenizer.train(settings.data.sequences) if settings.tokenizer is None else _named_words(settings.tokenizer)
     config = tiny.configure(source.architecture, size=source.size, vocab_size=len(words), overrides=dict(source.config))
     tokenizer.adopt(config, words)
     config.num_labels = settings.data.resolved_num_labels
     set_seed(settings.train.seed)
     model = AutoModelForSequenceClassification.from_config(config)
+    if settings.tokenizer is None:
+        words.model_input_names = list(tokenizer.input_names(type(model), config))
     return Loaded(model.float(), words, source=str(source), revision=None, pretrained=False)
+
+
+def _named_words(text: str) -> Tokenizer:
+    """The tokenizer of another checkpoint."""
+    source = experiment.parse_checkpoint(text)
+    return _words(source, _folder(source)[0])
+
+
+def _words(source: Stored, folder: Path) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder."""
+    try:
+        words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except _UNUSABLE as error:
+        raise CheckpointError(f"{source}: no tokenizer can be loaded: {_first_line(error)}") from error
+    # Without its vocabulary, a tokenizer is made of the special tokens alone, silently: every word is unknown to it.
+    named = type(words).vocab_files_names.values()  # none where the vocabulary is bytes or characters
+    if named and not any((folder / name).is_file() for name in (*named, *_VOCABULARIES)):
+        raise CheckpointError(f"{source}: no tokenizer: none of {', '.join(named)}")
+    return words
 
 
 def _folder(source: Stored) -> tuple[Path, str | None]:
     """Where the files of a checkpoint are on this machine, and its commit if it came from the Hub."""
     if not isinstance(source, experiment.HubCheckpoint):
-        return Path(source.path), None
+        if not source.path.is_dir():
+            raise CheckpointError(f"{source}: {source.path} is no folder")
+        return source.path, None
     try:
-        folder = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=_FILES))
-    except GatedRepoError as error:
-        raise CheckpointError(f"{source}: gated on the Hub: accept its terms and log in (hf auth login)") from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{source}: the repository has no revision {source.revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{source}: no such repository on the Hub, or it is private") from error
-    except LocalEntryNotFoundError as error:
-        reason = "the Hub cannot be reached, and no copy is cached"
-        raise Unavailable(f"{source}: {reason}: {_first_line(error)}") from error
-    except HfHubHTTPError as error:
-        raise CheckpointError(f"{source}: the Hub answers: {_first_line(error)}") from error
+        folder = Path(
+            snapshot_download(source.id, revision=source.revision, allow_patterns=_FILES, ignore_patterns=_SUBFOLDERS)
+        )
+    # None of these keeps its cause: requests to the Hub hold signed addresses, and a record must not.
+    except GatedRepoError:
+        raise CheckpointError(f"{source}: gated on the Hub: accept its terms and log in (hf auth login)") from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{source}: the repository has no revision {source.revision!r}") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"{source}: no such repository on the Hub, or it is private") from None
+    except (LocalEntryNotFoundError, HTTPError) as error:
+        reason = _first_line(error.__cause__ or error).partition("?")[0]
+        if _refused(error) or _refused(error.__cause__):
+            raise CheckpointError(f"{source}: the Hub answers: {reason}") from None
+        raise Unavailable(f"{source}: the Hub cannot be reached, and no whole copy is cached: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: cannot be had from the Hub: {_first_line(error)}") from error
     return folder, folder.name
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether the Hub has answered so that asking again is of no use: neither busy nor broken."""
+    if not isinstance(error, HfHubHTTPError):
+        return False
+    return 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429)
 
 
 def head_names(model: Model) -> tuple[str, ...]:
@@ -160,8 +199,14 @@ def head_names(model: Model) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(inside))
 
 
-def describe(loaded: Loaded, model: Model) -> record.Checkpoint:
-    """The evidence of a checkpoint: `model` is the copy that is about to be trained."""
+def describe(loaded: Loaded, model: Model, digest: str) -> record.Checkpoint:
+    """The evidence of a checkpoint.
+
+    Args:
+        loaded: what was loaded.
+        model: the copy that is trained.
+        digest: of its tensors before the first step; empty where there is none.
+    """
     return record.Checkpoint(
         source=loaded.source,
         revision=loaded.revision,
@@ -169,7 +214,7 @@ def describe(loaded: Loaded, model: Model) -> record.Checkpoint:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=getattr(model.config, "_attn_implementation", None) or "",
-        digest=digest(model.state_dict().items()),
+        digest=digest,
         pretrained=loaded.pretrained,
         missing=loaded.missing,
         unused=loaded.unused,
@@ -197,4 +242,6 @@ def _give_pad_token(model: Model, words: Tokenizer) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of its text, with the next where it only announces that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])

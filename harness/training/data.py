@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from harness import experiment
+from harness.errors import CheckpointError
 
 Features = dict[str, Any]
 Collator = Callable[[list[Features]], Any]
@@ -22,12 +23,20 @@ class Examples(Dataset[Features]):
         data: sequences and labels.
         tokenizer: of the checkpoint.
         max_length: longest encoding in tokens; longer text is cut.
+
+    Raises:
+        CheckpointError: the tokenizer cannot cut a text to that length.
     """
 
     def __init__(self, data: experiment.Data, tokenizer: Any, max_length: int) -> None:
         self._encoded = tokenizer(list(data.sequences), truncation=True, max_length=max_length)
         self._labels = data.labels
         self.lengths = tuple(len(ids) for ids in self._encoded["input_ids"])
+        if max(self.lengths) > max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
+            special = f"it adds {tokenizer.num_special_tokens_to_add()} special ones"
+            raise CheckpointError(
+                f"max_length {max_length}: the tokenizer leaves {max(self.lengths)} tokens, for {special}"
+            )
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -10,18 +10,28 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from harness.training.watch import Watch
 from harness.training.workload import Workload
 
-Loop = Callable[[Workload, Watch], None]
+
+class Watching(Protocol):
+    """Whoever is told of a loop's steps."""
+
+    def begin(self, optimizer: Any) -> None:
+        """The loop is about to fetch its first batch."""
+
+    def step_done(self, loss: torch.Tensor) -> None:
+        """A step is over; `loss` is what was back-propagated."""
 
 
-def custom(work: Workload, watch: Watch) -> None:
+Loop = Callable[[Workload, Watching], None]
+
+
+def custom(work: Workload, watch: Watching) -> None:
     """The loop of the textbook, in plain PyTorch."""
     model = work.model
     optimizer = work.optimizer()
@@ -41,7 +51,7 @@ def custom(work: Workload, watch: Watch) -> None:
         watch.step_done(loss)
 
 
-def trainer(work: Workload, watch: Watch) -> None:
+def trainer(work: Workload, watch: Watching) -> None:
     """`transformers.Trainer`, with its own data loader, collator, autocast and stepping.
 
     What differs from its defaults is what the experiment declares: the optimizer and schedule go in through
@@ -90,11 +100,12 @@ def _arguments(work: Workload, folder: str) -> TrainingArguments:
 class _WatchedTrainer(Trainer):
     """The Trainer, saying when it begins and when a step is done."""
 
-    def __init__(self, *, work: Workload, watch: Watch, **kwargs: Any) -> None:
+    def __init__(self, *, work: Workload, watch: Watching, **kwargs: Any) -> None:
         self._order = work.order()
         self._loss = torch.tensor(float("nan"))
         super().__init__(**kwargs)
         self.data_collator: Any = work.drawn.noting(self.data_collator)
+        self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
         self.add_callback(_Tell(self, watch))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -107,7 +118,7 @@ class _WatchedTrainer(Trainer):
 
 
 class _Tell(TrainerCallback):
-    def __init__(self, trainer: _WatchedTrainer, watch: Watch) -> None:
+    def __init__(self, trainer: _WatchedTrainer, watch: Watching) -> None:
         self._trainer = trainer
         self._watch = watch
 

@@ -18,7 +18,7 @@ from harness.plan import Case
 from harness.record import Example, Outcome, Record, Tokenizer
 from harness.training import checkpoint, devices, environment, workload
 from harness.training.loops import LOOPS
-from harness.training.probes import PROBES
+from harness.training.probes import PROBES, Probe
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
@@ -58,7 +58,7 @@ def _stages(
     evidence["environment"] = environment.describe(root, device)
     loaded = shelf.take(case.path, settings)
     work = workload.prepare(loaded, settings, device)
-    evidence["checkpoint"] = checkpoint.describe(loaded, work.model)
+    evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
     evidence["tokenizer"] = _tokenizer(work)
     watch = _watch(loaded, work, progress)
     memory = devices.PeakMemory(device)
@@ -67,12 +67,14 @@ def _stages(
         LOOPS[settings.train.loop](work, watch)
     finally:
         watch.close()
+        evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest)
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
         evidence["examples"] = _examples(case, work, watch)
     evidence["memory"] = memory.read()
+    evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
-    evidence["probes"] = {name: PROBES[name](loaded, work) for name in sorted(case.probes)}
+    evidence["probes"] = {name: _probe(PROBES[name], loaded, work) for name in sorted(case.probes)}
 
 
 def _attempt(
@@ -90,6 +92,14 @@ def _attempt(
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return "out of memory" if _out_of_memory(error) else "crashed", reason, traceback.format_exc()
     return "finished", "", ""
+
+
+def _probe(probe: Probe, loaded: checkpoint.Loaded, work: Workload) -> dict[str, Any]:
+    """What a probe leaves; one that fails voids its laws, not the training."""
+    try:
+        return probe(loaded, work)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -40,7 +40,7 @@ class UnknownConfigKey(HarnessError, ValueError):
     def __init__(self, key: str, model_type: str, known: Iterable[str]) -> None:
         """Name `key` and the nearest of the `known` ones, all of them dotted where nested."""
         by_last = {name.rpartition(".")[2]: name for name in sorted(known, reverse=True)}
-        near = [by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], by_last, cutoff=0.5)]
+        near = [by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], by_last)]
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         super().__init__(f"config key {key!r} is unknown to architecture {model_type!r}{hint}")
         self.key = key
@@ -67,19 +67,19 @@ def configure(
     except ValueError as error:
         raise InvalidConfig(f"transformers knows no architecture {model_type!r}") from error
     overrides = _canonical(config, overrides)
+    _check_sizes(config, overrides)
     try:
         if size == "tiny":
             return shrink(config, vocab_size=vocab_size or _vocabulary(config), keep=overrides)
         config = _rebuilt(config, _resized_vocabulary(config, vocab_size))
         return _rebuilt(config, _nested(config, overrides))
-    # The strict dataclasses of transformers raise their own subclasses of these.
-    except (TypeError, ValueError, KeyError, NotImplementedError, ZeroDivisionError) as error:
-        raise InvalidConfig(f"architecture {model_type!r} refuses the config {dict(overrides)!r}: {error}") from error
+    # Hundreds of config classes check their values, and they don't agree on what to raise.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InvalidConfig(f"architecture {model_type!r} refuses the config {overrides!r}: {reason}") from error
 
 
-def shrink(
-    config: PreTrainedConfig, *, vocab_size: int, keep: Mapping[str, Any] | None = None
-) -> PreTrainedConfig:
+def shrink(config: PreTrainedConfig, *, vocab_size: int, keep: Mapping[str, Any] | None = None) -> PreTrainedConfig:
     """A new config of the same class with every size made small; `config` itself is left as it is.
 
     `vocab_size` is the number of embedding rows. Fields in `keep` get these values, and what depends on them follows.
@@ -111,6 +111,8 @@ class _Scale:
     old_layers: int
     layers: tuple[int, ...]
     """The original layers that stay, by index."""
+    old_blocks: int
+    blocks: int
     vocabulary: int
 
 
@@ -146,7 +148,8 @@ def _width(old: int, scale: _Scale) -> int:
 
 
 def _inner_width(old: int, scale: _Scale) -> int:
-    return min(_width(old, scale), 4 * scale.width)
+    # Grouped matrix products of experts take multiples of 4 only.
+    return min(8 * math.ceil(_width(old, scale) / 8), 4 * scale.width)
 
 
 def _positions(old: int, scale: _Scale) -> int:
@@ -183,9 +186,10 @@ _RULES: tuple[tuple[str, Callable[[int, _Scale], int]], ...] = (
     # Experts: four of them in two groups, and the two that a token takes from one group.
     (r"topk_group$", _at_most(1)),
     (r"^n_group$|expert_groups?$", _at_most(2)),
-    (r"experts_per_tok(en)?$|top_?k$|top_?k_experts$", _at_most(EXPERTS_PER_TOKEN)),
-    (r"experts$", _at_most(4)),
-    # Attention heads.
+    (r"experts_per_tok(en)?$|top_?k$|top_?k_experts$|^moe_k$", _at_most(EXPERTS_PER_TOKEN)),
+    (r"experts$|expert_num$", _at_most(4)),
+    # Attention heads, and groups of a state space's heads.
+    (r"n_?groups$", _at_most(2)),
     (r"(^|_)n_heads?$|heads$|query_groups$", _head_count),
     (r"head_?dim$|^d_head$|^d_kv$|kv_channels$|attention_head_size$|rotary_dim$", _head_width),
     # Windows, kernels, images, states.
@@ -196,8 +200,8 @@ _RULES: tuple[tuple[str, Callable[[int, _Scale], int]], ...] = (
     (r"tokens_per_image$", _at_most(4)),
     (r"rank$|d_state$|state_size$|^num_latents$", _at_most(WINDOW)),
     # Widths: everything else that calls itself a size or a dimension.
-    (r"intermediate|ffn|feed_forward|inner|^d?_?ff$", _inner_width),
-    (r"hidden_size$|^d_|^n_embd$|(^|_)dim$|_size$|embds_dim$", _width),
+    (r"intermediate|ffn|feed_forward|inner|(^|_)d?ff$", _inner_width),
+    (r"hidden_size$|^d_|^n_embd$|(^|_)dim$|_size$|embds_dim$|^out(put)?_channels$", _width),
 )
 
 
@@ -242,9 +246,8 @@ def _resized_list(name: str, value: Sequence[Any], scale: _Scale) -> Sequence[An
         return [[kept, 1]] if _is_run_length(value) else kept
     if not value or not all(type(item) is int for item in value):
         return value
-    blocks = _blocks(scale.config, scale.old_layers)
-    if len(value) == blocks:
-        return [min(item, 1) for item in value[:LAYERS]]
+    if len(value) == scale.old_blocks:
+        return [min(value[block % len(value)], 1) for block in range(scale.blocks)]
     if math.prod(value) == getattr(scale.config, "max_position_embeddings", None):
         return _factors(value)
     if name.endswith(("_ids", "_layers", "_indices", "_indexes", "_idx")) and max(value) < scale.old_layers:
@@ -276,28 +279,41 @@ def _layers(config: PreTrainedConfig, old_layers: int, wanted: int | None) -> tu
             chosen.append(layer)
             seen.update(kinds)
     others = [layer for layer in range(old_layers) if layer not in chosen]
-    count = wanted or len(chosen)
+    count = wanted or max(len(chosen), _longest_pattern(config, old_layers))
     kept = (chosen + others)[:count]
     # More layers than the architecture has by default: the whole pattern again.
     kept += [layer % old_layers for layer in range(len(kept), count) if old_layers]
     return tuple(sorted(kept))
 
 
+def _longest_pattern(config: PreTrainedConfig, old_layers: int) -> int:
+    """The length of a list of kinds that is repeated over the layers; 0 where there is none."""
+    lists = [
+        value for name, value in _values(config).items() if name.endswith("_types") and isinstance(value, list | tuple)
+    ]
+    return max((len(value) for value in lists if len(value) < old_layers and not _is_run_length(value)), default=0)
+
+
 def _kinds_by_layer(value: Any, old_layers: int) -> list[Any] | None:
     """The kind of each layer if `value` is a list with one entry a layer, written out or as `[[kinds, times], ...]`."""
     if not isinstance(value, list | tuple) or old_layers < 2:
         return None
-    if _is_run_length(value):
-        value = [kind for kinds, times in value for kind in list(kinds) * times]
-    fits = len(value) == old_layers and all(isinstance(kind, str | int) for kind in value)
+    value = _expanded(value)
+    if all(type(kind) is int for kind in value) and len(set(value)) == len(value):
+        return None  # all different: indices of layers, not kinds
+    fits = len(value) == old_layers and all(isinstance(kind, str | int | float) for kind in value)
     return list(value) if fits else None
 
 
-def _blocks(config: PreTrainedConfig, old_layers: int) -> int | None:
-    """The number of blocks that the layers are divided into, if a field lists the layers of each."""
-    lists = [value for value in _values(config).values() if isinstance(value, list | tuple) and len(value) > 1]
-    whole = [value for value in lists if all(type(item) is int for item in value)]
-    return next((len(value) for value in whole if sum(value) == old_layers and max(value) > 1), None)
+def _block_list(config: PreTrainedConfig, old_layers: int) -> str | None:
+    """The field that lists the number of layers in each block, if there is one."""
+    lists = {name: value for name, value in _values(config).items() if isinstance(value, list | tuple)}
+    whole = {name: value for name, value in lists.items() if all(type(item) is int for item in value)}
+    return next((name for name, value in whole.items() if sum(value) == old_layers and max(value) > 1), None)
+
+
+def _expanded(value: Sequence[Any]) -> Sequence[Any]:
+    return [kind for kinds, times in value for kind in list(kinds) * times] if _is_run_length(value) else value
 
 
 def _is_run_length(value: Sequence[Any]) -> bool:
@@ -314,7 +330,10 @@ def _scale(config: PreTrainedConfig, vocab_size: int, keep: Mapping[str, Any]) -
     old_width = _leading(config, "hidden_size", _width)
     old_heads = _leading(config, "num_attention_heads", _head_count)
     old_layers = _leading(config, "num_hidden_layers", _layer_count)
-    heads = _kept(config, keep, "num_attention_heads") or min(old_heads, HEADS) or 1
+    # A number of key-value heads that is asked for must divide the heads.
+    shared = _kept(config, keep, "num_key_value_heads") or 1
+    heads = _kept(config, keep, "num_attention_heads") or shared * max(1, min(old_heads, HEADS) // shared)
+    blocks = _block_list(config, old_layers)
     return _Scale(
         config=config,
         old_width=old_width,
@@ -323,6 +342,8 @@ def _scale(config: PreTrainedConfig, vocab_size: int, keep: Mapping[str, Any]) -
         heads=heads,
         old_layers=old_layers,
         layers=_layers(config, old_layers, _wanted_layers(config, old_layers, keep)),
+        old_blocks=len(getattr(config, blocks)) if blocks else 0,
+        blocks=len(keep[blocks]) if blocks is not None and blocks in keep else LAYERS,
         vocabulary=vocab_size,
     )
 
@@ -330,8 +351,9 @@ def _scale(config: PreTrainedConfig, vocab_size: int, keep: Mapping[str, Any]) -
 def _wanted_layers(config: PreTrainedConfig, old_layers: int, keep: Mapping[str, Any]) -> int | None:
     """The number of layers that `keep` asks for, by number or by the length of a list with one entry a layer."""
     number = _kept(config, keep, "num_hidden_layers")
-    lists = [keep[name] for name, value in _values(config).items() if name in keep and _kinds_by_layer(value, old_layers)]
-    return number or next((len(_kinds_by_layer(new, len(new)) or new) for new in lists), None)
+    per_layer = [name for name, value in _values(config).items() if _kinds_by_layer(value, old_layers) is not None]
+    lists = [keep[name] for name in per_layer if isinstance(keep.get(name), list | tuple)]
+    return number or next((len(_expanded(value)) for value in lists), None)
 
 
 def _leading(config: PreTrainedConfig, name: str, resize: Callable[[int, _Scale], int]) -> int:
@@ -359,7 +381,7 @@ def _tiny_width(config: PreTrainedConfig, old_width: int, heads: int) -> int:
     def faults(width: int) -> tuple[bool, bool, int]:
         return old_width % 3 == 0 and width % 3 > 0, width % (8 * heads) > 0, abs(width - WIDTH)
 
-    return min(fitting, key=faults, default=max(1, WIDTH // heads) * heads)
+    return min(fitting, key=faults, default=max(1, WIDTH // (2 * heads)) * 2 * heads)
 
 
 def _rule(name: str) -> Callable[[int, _Scale], int] | None:
@@ -377,25 +399,33 @@ def _numbers(config: PreTrainedConfig) -> list[tuple[str, int]]:
 
 def _values(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields that the class is built from, without the numbers that it works out from others."""
-    fields = [field for field in dataclasses.fields(config) if field.init]
-    values = {field.name: getattr(config, field.name) for field in fields}
+    derived = {name for name in _derived(config) if type(getattr(config, name)) is int}
+    return {name: getattr(config, name) for name in _fields(config) if name not in derived}
+
+
+def _derived(config: PreTrainedConfig) -> set[str]:
+    """Fields declared as None or "auto" that have a value all the same: left out, the class works it out anew."""
     default = type(config)()
-    derived = {
-        field.name
-        for field in fields
-        # Declared as None or "auto", yet always a number: left out, the class works it out anew for the new sizes.
-        if type(values[field.name]) is int
-        and (field.default is None or isinstance(field.default, str))
-        and values[field.name] == getattr(default, field.name)
+    return {
+        name
+        for name, declared in _fields(config).items()
+        if (declared is None or isinstance(declared, str))
+        and getattr(config, name) != declared
+        and getattr(config, name) == getattr(default, name)
     }
-    return {name: value for name, value in values.items() if name not in derived}
+
+
+def _fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What the class can be built from, with the values that it declares as defaults."""
+    return {field.name: field.default for field in dataclasses.fields(config) if field.init}
 
 
 def _rebuilt(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrainedConfig:
-    values = {**_values(config), **changes}
+    """A new config with some fields changed and those that follow from them worked out anew."""
+    kept = _fields(config).keys() - _derived(config)
     if "num_labels" in changes:
-        values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
-    return type(config)(**values)
+        kept -= {"id2label", "label2id"}
+    return type(config)(**{name: getattr(config, name) for name in kept} | dict(changes))
 
 
 def _nested(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -440,9 +470,22 @@ def _canonical(config: PreTrainedConfig, overrides: Mapping[str, Any], prefix: s
     return canonical
 
 
+def _check_sizes(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> None:
+    """Raise InvalidConfig for a size below 1: transformers builds a model of -1 layers without a word."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        value = _kept(config, overrides, name)
+        if value is not None and value < 1:
+            raise InvalidConfig(
+                f"config key {config.attribute_map.get(name, name)!r}: found {value}, expected 1 or more"
+            )
+    for name, nested in overrides.items():
+        if isinstance(inner := getattr(config, name, None), PreTrainedConfig) and isinstance(nested, Mapping):
+            _check_sizes(inner, nested)
+
+
 def _keys(config: PreTrainedConfig) -> set[str]:
     """What the class can be built from: its fields, their synonyms and the number of labels."""
-    return {field.name for field in dataclasses.fields(config) if field.init} | {*config.attribute_map, "num_labels"}
+    return {*_fields(config), *config.attribute_map, "num_labels"}
 
 
 def _nested_keys(config: PreTrainedConfig) -> set[str]:

@@ -13,7 +13,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Ids 0 to 4, in this order."""
@@ -28,12 +28,12 @@ def train(
     *,
     model_input_names: Sequence[str] = ("input_ids", "attention_mask"),
     vocab_size: int = VOCABULARY,
-    model_max_length: int = 255,
+    model_max_length: int = 254,
 ) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens that writes `[CLS] text [SEP]`, or a pair as
     `[CLS] text [SEP] text [SEP]` with token types 0 and 1.
 
-    `model_max_length` is in tokens (every tiny config has positions for 255) and truncates only where the caller asks
+    `model_max_length` is in tokens (every tiny config has positions for 254) and truncates only where the caller asks
     to. The same texts, in any order, give the
     same `tokenizer.json` byte for byte. Text that looks like a special token is read as plain text.
     """
@@ -95,9 +95,8 @@ def adopt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     become tokens that are in no text, the same id for the same thing throughout; those that are None stay None. The
     number of embedding rows is not touched.
     """
-    others = sorted(
-        {_thing(name) for part in _parts(config) for name, value in vars(part).items() if _is_other(name, value)}
-    )
+    fields = [(name, value) for part in _parts(config) for name, value in vars(part).items()]
+    others = dict.fromkeys(_thing(name) for name, value in fields if _is_other(name, value))
     spare = _unused(tokenizer)
     ids = {thing: spare[number % len(spare)] for number, thing in enumerate(others)}
     for part in _parts(config):
@@ -112,7 +111,7 @@ def adopt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return config
 
 
-def accepts_token_types(model_class: type, config: PreTrainedConfig) -> bool:
+def accepts_token_types(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
     """Whether token types mean something to the model: its `forward` takes them and it has more than one to tell apart.
 
     GPT-2 looks them up among the words and XLNet compares them; neither has a table of types, so neither gets them.
@@ -121,7 +120,7 @@ def accepts_token_types(model_class: type, config: PreTrainedConfig) -> bool:
     return takes and any((getattr(part, "type_vocab_size", None) or 0) > 1 for part in _parts(config))
 
 
-def input_names(model_class: type, config: PreTrainedConfig) -> tuple[str, ...]:
+def input_names(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[str, ...]:
     """The `model_input_names` of a tokenizer for this model."""
     types = ("token_type_ids",) if accepts_token_types(model_class, config) else ()
     return ("input_ids", *types, "attention_mask")
@@ -130,12 +129,12 @@ def input_names(model_class: type, config: PreTrainedConfig) -> tuple[str, ...]:
 def longest(config: PreTrainedConfig) -> int | None:
     """The most tokens of one example that the position table holds; None where positions have no table.
 
-    One row a padding id and one more are left out, because RoBERTa's kind begins to count behind them.
+    RoBERTa's kind begins to count behind the padding id, and MPNet behind 1 whatever the id: those rows are left out.
     """
     if (fixed := fixed_length(config)) is not None:
         return fixed
-    rows = [part.max_position_embeddings for part in _parts(config) if getattr(part, "max_position_embeddings", None)]
-    return min(rows) - (getattr(config, "pad_token_id", None) or 0) - 1 if rows else None
+    rows = [rows for part in _parts(config) if (rows := getattr(part, "max_position_embeddings", None) or 0) > 0]
+    return min(rows) - max(getattr(config, "pad_token_id", None) or 0, 1) - 1 if rows else None
 
 
 def fixed_length(config: PreTrainedConfig) -> int | None:
@@ -193,7 +192,8 @@ def _unused(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that occur in no text; the unknown token's where the vocabulary has none set apart."""
     vocabulary = tokenizer.get_vocab()
     unused = sorted(number for token, number in vocabulary.items() if re.fullmatch(r"\[unused\d+\]", token))
-    return unused or [next(number for number in (tokenizer.mask_token_id, tokenizer.unk_token_id, 0) if number is not None)]
+    instead = (tokenizer.mask_token_id, tokenizer.unk_token_id, 0)
+    return unused or [next(number for number in instead if number is not None)]
 
 
 def _set(config: PreTrainedConfig, name: str, value: int | None) -> None:

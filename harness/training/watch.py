@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import deque
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from time import perf_counter
@@ -16,8 +17,10 @@ from typing import Any
 
 import torch
 
-from harness.record import Batch, Parameter, Steps
+from harness.record import Batch, Group, Modes, Optimizer, Parameter, Steps
+from harness.training.checkpoint import digest
 from harness.training.timing import StepClock
+from harness.training.twin import is_dropout
 
 BATCH_TOKENS = 16_384
 """Distinct batches are kept in a record until they hold this many tokens; digests are kept of all."""
@@ -60,11 +63,17 @@ class Watch:
         self._declared = steps
         self._clock = clock
         self._progress = progress
+        self.digest = ""
+        """Of the weights before the first step; empty until the loop begins."""
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._rate = math.nan
         self._gradients: dict[str, float] = {}
         self._furthest = dict.fromkeys(self._device_start, 0.0)
+        self._optimizer: Optimizer | None = None
+        self._stochastic = {name: module for name, module in model.named_modules() if is_stochastic(module)}
+        self._off: tuple[int, tuple[str, ...]] | None = None
+        self._graphs: list[weakref.ref[_Token]] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in Steps.model_fields}
         self._batches: dict[str, Batch] = {}
         self._kept = 0
@@ -72,9 +81,11 @@ class Watch:
     # What a loop calls
 
     def begin(self, optimizer: Any) -> None:
-        """The loop is about to fetch its first batch."""
+        """The loop is about to fetch its first batch: whatever it does to the weights before counts as their start."""
+        self.digest = digest(self._model.state_dict().items())
         actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         self._hook(self._model.register_forward_pre_hook(self._on_forward, with_kwargs=True))
+        self._hook(self._model.register_forward_hook(self._after_forward))
         self._hook(actual.register_step_pre_hook(self._on_optimizer_step))
         self._clock.start()
 
@@ -104,6 +115,15 @@ class Watch:
         """The kept batches, in order of their first step."""
         return tuple(self._batches.values())
 
+    def optimizer(self) -> Optimizer | None:
+        """What the optimizer held at its first step; none if it never stepped."""
+        return self._optimizer
+
+    def modes(self) -> Modes:
+        """Whether dropout was on whenever the loop trained."""
+        step, off = self._off or (None, ())
+        return Modes(stochastic=len(self._stochastic), step=step, off=off)
+
     def parameters(self, head: Iterable[str]) -> tuple[Parameter, ...]:
         """How far each parameter is from its start now."""
         head = set(head)
@@ -115,12 +135,25 @@ class Watch:
         self._hooks.callback(handle.remove)
 
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training and torch.is_grad_enabled():
-            self._arguments = kwargs
+        if not torch.is_grad_enabled():
+            return  # an evaluation
+        self._arguments = kwargs
+        off = tuple(name for name, module in self._stochastic.items() if not module.training)
+        if off and self._off is None:
+            self._off = len(self._columns["loss"]), off
+
+    def _after_forward(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        """Leave a token in the graph: while the token lives, the graph does."""
+        node = getattr(getattr(output, "loss", None), "grad_fn", None)
+        if node is not None:
+            token = _Token()
+            node.metadata["harness"] = token
+            self._graphs.append(weakref.ref(token))
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._rate = float(optimizer.param_groups[0]["lr"])
-        if not self._gradients:
+        if self._optimizer is None:
+            self._optimizer = describe(optimizer, self._model)
             self._gradients = {
                 name: _rms(parameter.grad)
                 for name, parameter in self._model.named_parameters()
@@ -150,6 +183,7 @@ class Watch:
             "padded_tokens": ids.numel() if ids is not None else len(lengths) * max(lengths, default=0),
             "digest": digests,
             "examples": examples,
+            "graphs": sum(token() is not None for token in self._graphs[:-1]),  # the loop still holds the last
         }
         for name, value in row.items():
             self._columns[name].append(value)
@@ -189,6 +223,42 @@ class Watch:
             furthest=self._furthest.get(name),
             gradient=self._gradients.get(name),
         )
+
+
+def is_stochastic(module: torch.nn.Module) -> bool:
+    """Whether a module behaves differently in train and eval mode: dropout above 0, or running statistics."""
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+        return bool(module.track_running_stats)
+    return any(is_dropout(name, value) for name, value in vars(module).items())
+
+
+def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
+    """Which of the model's parameters an optimizer holds, compared by identity: a copy is a stranger."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    return Optimizer(
+        name=type(optimizer).__name__,
+        groups=tuple(
+            Group(
+                parameters=len(group["params"]),
+                learning_rate=float(group["lr"]),
+                weight_decay=group.get("weight_decay"),
+                betas=tuple(group.get("betas", ())),
+                eps=group.get("eps"),
+            )
+            for group in optimizer.param_groups
+        ),
+        outside=tuple(sorted(names[one] for one in trainable - held.keys())),
+        twice=tuple(sorted(names.get(one, "a stranger") for one, count in held.items() if count > 1)),
+        strangers=len(held.keys() - names.keys()),
+    )
+
+
+class _Token:
+    """Lives as long as the autograd node that carries it."""
 
 
 def _rms(tensor: torch.Tensor) -> float:

@@ -28,6 +28,8 @@ class Workload:
     tokenizer: Any
     examples: data.Examples
     max_length: int
+    settings: experiment.Settings
+    """All that is declared; a probe may train under another `train` or `precision` than it says."""
     train: experiment.Train
     precision: str
     device: Device
@@ -51,10 +53,14 @@ class Workload:
         """Which example comes when."""
         return data.EpochOrder(len(self.examples), self.train.seed, self.train.shuffle)
 
+    def collator(self) -> data.Collator:
+        """Pads to the longest of the batch; the Trainer makes one of the same class."""
+        return DataCollatorWithPadding(self.tokenizer)
+
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded to their longest row, epoch after epoch, until every step has one."""
         order = self.order()
-        collate = self.drawn.noting(DataCollatorWithPadding(self.tokenizer))
+        collate = self.drawn.noting(self.collator())
         loader = DataLoader(self.examples, batch_size=self.train.batch_size, sampler=order, collate_fn=collate)
         made = 0
         for epoch in count():
@@ -80,6 +86,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         tokenizer=loaded.tokenizer,
         examples=data.Examples(settings.data, loaded.tokenizer, max_length),
         max_length=max_length,
+        settings=settings,
         train=settings.train,
         precision=settings.precision,
         device=device,

@@ -6,10 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.training.checkpoint import Loaded
+from harness.training.probes.dependence import dependence
+from harness.training.probes.determinism import determinism
+from harness.training.probes.equivalence import equivalence
+from harness.training.probes.overfit import overfit
+from harness.training.probes.padding import padding
 from harness.training.probes.replay import replay
+from harness.training.probes.saved import saved
+from harness.training.probes.steps import steps
 from harness.training.workload import Workload
 
 Probe = Callable[[Loaded, Workload], dict[str, Any]]
 """Gets the untouched checkpoint and the workload that was trained; leaves JSON."""
 
-PROBES: dict[str, Probe] = {"replay": replay}
+PROBES: dict[str, Probe] = {
+    "padding": padding,
+    "dependence": dependence,
+    "steps": steps,
+    "saved": saved,
+    "replay": replay,
+    "overfit": overfit,
+    "determinism": determinism,
+    "equivalence": equivalence,
+}

@@ -5,7 +5,7 @@ second documents are refused. Mistakes are collected, not raised, so that one re
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -291,22 +291,18 @@ class _Composer:
                 event, location, f"the alias *{event.anchor}{inside}", f"a value marked &{event.anchor} above it"
             )
             return None
-        self.count(event, node, location)
+        self.repeat(event, node, location, len(location))
         return node.value
 
-    def count(self, event: Any, node: Node, location: Location) -> None:
-        """Walk through what an alias repeats: a few lines of aliases to aliases can stand for billions of values."""
+    def repeat(self, event: Any, node: Node, location: Location, depth: int) -> None:
+        """Count what an alias repeats: a few lines of aliases to aliases can stand for billions of values."""
         self.aliased += 1
         if self.aliased > _MAX_ALIASED:
             self.stop(event, location, f"aliases that repeat more than {_MAX_ALIASED:,} values", "values written out")
-        if len(location) > _MAX_DEPTH:
+        if depth > _MAX_DEPTH:
             self.stop(event, location, f"more than {_MAX_DEPTH} levels", "a flatter file")
-        if isinstance(node.value, dict):
-            for key, child in node.value.items():
-                self.count(event, child, (*location, key))
-        elif isinstance(node.value, list):
-            for index, child in enumerate(node.value):
-                self.count(event, child, (*location, index))
+        for child in _children(node):
+            self.repeat(event, child, location, depth + 1)
 
     def refuse(self, event: Any, location: Location, found: str, expected: str, hint: str = "") -> None:
         self.mistakes.append(Mistake(self.file, _start(event), dotted(location), found, expected, hint))
@@ -314,6 +310,15 @@ class _Composer:
     def stop(self, event: Any, location: Location, found: str, expected: str) -> None:
         self.refuse(event, location[:3], found, expected)
         raise InvalidExperiment(self.mistakes)
+
+
+def _children(node: Node) -> Iterable[Node]:
+    match node.value:
+        case dict() as entries:
+            return entries.values()
+        case list() as items:
+            return items
+    return ()
 
 
 def _start(event: Any) -> int:

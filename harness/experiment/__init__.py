@@ -1,0 +1,43 @@
+"""What an experiment file may say, and the reading of one.
+
+A file declares settings, and a matrix of other values for some of them. `read` returns every point of the matrix
+with its settings, validated, or every mistake of the file at once.
+"""
+
+from harness.experiment.checkpoint import (
+    ArchitectureCheckpoint,
+    Checkpoint,
+    FolderCheckpoint,
+    HubCheckpoint,
+    PackageCheckpoint,
+    parse_checkpoint,
+)
+from harness.experiment.device import DEVICE, DEVICE_FORMS, check_device
+from harness.experiment.file import Experiment, Point, read
+from harness.experiment.json_schema import schema
+from harness.experiment.key import Laws, matrix_keys
+from harness.experiment.matrix import name
+from harness.experiment.settings import Benchmark, Data, Settings, Train
+
+__all__ = [
+    "DEVICE",
+    "DEVICE_FORMS",
+    "ArchitectureCheckpoint",
+    "Benchmark",
+    "Checkpoint",
+    "Data",
+    "Experiment",
+    "FolderCheckpoint",
+    "HubCheckpoint",
+    "Laws",
+    "PackageCheckpoint",
+    "Point",
+    "Settings",
+    "Train",
+    "check_device",
+    "matrix_keys",
+    "name",
+    "parse_checkpoint",
+    "read",
+    "schema",
+]

@@ -1,0 +1,53 @@
+"""A law in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.laws.law import Law
+
+
+def explain(law: Law) -> str:
+    """Statement, reason with the source of every threshold, what it judges, and its options, as Markdown."""
+    subject = f"Compares cases that differ in `{law.axis}` alone." if law.axis else ""
+    probes = f"Needs the probe{'s' * (len(law.probes) > 1)} {', '.join(sorted(law.probes))}." if law.probes else ""
+    parts = [f"## {law.name}", f"**{law.statement}**", law.reason, f"{subject} {probes}".strip(), _options(law)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def page(laws: Iterable[Law]) -> str:
+    """All laws, as the page `docs/laws.md`."""
+    return "\n\n".join([_INTRODUCTION, *map(explain, laws)]) + "\n"
+
+
+_INTRODUCTION = """\
+# Laws
+
+<!-- Printed by `harness explain`; a test says that it is current. -->
+
+A law is a statement about a right fine-tuning. It reads the record of a case, or of several, and is an item of
+pytest: `experiments/course.yaml::cpu-custom-fp32::loss_decreases`. Its verdict is one of
+
+- **held**: the item passes;
+- **vacuous**: nothing was found, and nothing could have been (all sequences of one length, say): skipped;
+- **broken**: it fails, with the tensor or parameter, the step, the numbers and the likely cause;
+- **not applicable**: it says nothing about this case, and the item is skipped with the reason;
+- **invalid**: the evidence cannot carry a judgement (too few steps, say): skipped with the reason.
+
+An experiment turns a law off, or sets its options, under `invariants`:
+
+```yaml
+invariants:
+  loss_decreases: {by: 0.3, window: 10}
+  backbone_changes: false
+```"""
+
+
+def _options(law: Law) -> str:
+    fields = law.options.model_fields
+    lines = [f"- `{name}` (default {_default(field.default)}): {field.description}" for name, field in fields.items()]
+    return "\n".join(["Options:", "", *lines]) if lines else ""
+
+
+def _default(value: object) -> str:
+    return "none" if value is None else f"{value}"

@@ -1,0 +1,144 @@
+"""Loss, gradient and update of the case's own loop, beside independent formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from harness.laws.law import Verdict, broken, held, invalid, law, probed
+from harness.record import Record
+
+Step = Mapping[str, Any]
+
+
+def _steps(record: Record) -> list[Step] | Verdict:
+    evidence = probed(record, "steps")
+    if isinstance(evidence, Verdict):
+        return evidence
+    return list(evidence["steps"]) or invalid("the loop took no step on the twin")
+
+
+@law(probes=("steps",))
+def loss_is_the_declared_one(
+    record: Record,
+    *,
+    tolerance: Annotated[float, Field(gt=0, description="Largest relative difference of the gradients.")] = 1e-4,
+) -> Verdict:
+    """The loss, and its gradient by the logits, equal an independent formula.
+
+    Cross-entropy written out in fp64 over the logits that the forward pass gave, on the fp32 twin. The gradient is the
+    stronger form: it sees shift, scale, sign, ignore index and broadcasting at once, even where the values happen to
+    agree. Loss within 1e-5, gradient within 1e-4 (measured on right trainings: below 1e-7).
+    """
+    steps = _steps(record)
+    if isinstance(steps, Verdict):
+        return steps
+    for number, step in enumerate(steps, start=1):
+        loss, reference, gradient = step["loss"], step["reference_loss"], _number(step["logits_gradient"])
+        if not (abs(loss - reference) <= 1e-5 * max(1.0, abs(reference)) and gradient <= tolerance):
+            return broken(
+                f"step {number} on the twin: loss {loss:.6g}, cross-entropy of the same logits {reference:.6g}; "
+                f"their gradients by the logits differ by {gradient:.3g}, allowed {tolerance:g}",
+                cause=_loss_cause(step),
+            )
+        if step["logits_are_probabilities"]:
+            return broken(
+                f"step {number} on the twin: the logits are probabilities already (none negative, rows sum to 1)",
+                cause="a softmax before the loss: cross-entropy takes another one, and its floor stays above 0",
+            )
+    return held(f"{len(steps)} steps; gradients differ by at most {max(s['logits_gradient'] for s in steps):.1g}")
+
+
+def _loss_cause(step: Step) -> str:
+    scale = _number(step["logits_gradient_scale"])
+    if step["logits_are_probabilities"]:
+        return "a softmax before the loss"
+    if scale < 0:
+        return "the sign is wrong: the loss is maximised"
+    if math.isfinite(scale) and abs(scale - 1) > 1e-3 and _number(step["logits_gradient"]) < 2 * abs(scale - 1):
+        return f"the loss is scaled by {scale:.3g}"
+    return "another loss than cross-entropy over the declared labels: problem_type, label type, smoothing or weights"
+
+
+@law(probes=("steps",))
+def gradient_is_the_declared_one(
+    record: Record,
+    *,
+    tolerance: Annotated[float, Field(gt=0, description="Largest relative difference.")] = 1e-3,
+) -> Verdict:
+    """Just before each optimizer step the gradient is that of the declared loss on that step's batch.
+
+    The case's own loop trains the twin; at the same weights, on the same batch, the gradient is computed once more.
+    Relative distance over all parameters at most 1e-3 (measured on right trainings: below 1e-6). It sees gradients
+    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides.
+    """
+    steps = _steps(record)
+    if isinstance(steps, Verdict):
+        return steps
+    for number, step in enumerate(steps, start=1):
+        distance = _number(step["gradient"])
+        if distance <= tolerance and not step["gradient_missing"]:
+            continue
+        missing = f"; none at all: {', '.join(step['gradient_missing'][:3])}" if step["gradient_missing"] else ""
+        return broken(
+            f"step {number} on the twin: gradients differ by {distance:.3g} of their norm, allowed {tolerance:g}, "
+            f"most in {step['gradient_worst']}; norm {step['gradient_norm']:.4g}, expected "
+            f"{step['reference_norm']:.4g}{missing}",
+            cause=_gradient_cause(number, step),
+        )
+    return held(f"{len(steps)} steps; they differ by at most {max(step['gradient'] for step in steps):.1g}")
+
+
+def _gradient_cause(number: int, step: Step) -> str:
+    ratio = step["gradient_norm"] / step["reference_norm"] if step["reference_norm"] else math.nan
+    if step["gradient_missing"]:
+        return "those parameters are frozen, or detached from the loss"
+    if number > 1:
+        return "the gradients of the step before were not cleared (zero_grad), or belong to another batch"
+    if math.isfinite(ratio) and abs(_number(step["gradient"]) - abs(ratio - 1)) < 1e-3:
+        return f"every gradient is scaled by {ratio:.3g}: loss normalisation, or clipping that is not declared"
+    return "the loss that was back-propagated is not the one of this batch"
+
+
+@law(probes=("steps",))
+def update_is_the_declared_one(
+    record: Record,
+    *,
+    tolerance: Annotated[float, Field(gt=0, description="Largest relative difference of the displacement.")] = 1e-4,
+) -> Verdict:
+    """One optimizer step from the same state moves the weights as declared.
+
+    AdamW by its published algorithm, in fp64, from the optimizer's own state before the step, with the declared
+    learning rate, betas, eps and weight decay; compared over elements whose gradient is not rounding noise. Within
+    1e-4 of the displacement, or of what fp32 can represent (measured on right trainings: 1e-6 to 5e-5). Starting
+    afresh from the state at each step, errors do not add up.
+    """
+    steps = _steps(record)
+    if isinstance(steps, Verdict):
+        return steps
+    for number, step in enumerate(steps, start=1):
+        distance, expected = _number(step["update"]), step["update_expected"]
+        if not distance <= tolerance * expected + step["update_rounding"]:
+            return broken(
+                f"step {number} on the twin: the update differs by {distance / expected if expected else math.inf:.3g} "
+                f"of its size, allowed {tolerance:g}, most in {step['update_worst']}; learning rate used "
+                f"{step['rate']:.4g}, declared {step['declared_rate']:.4g}",
+                cause=_update_cause(step),
+            )
+    return held(f"{len(steps)} steps of {record.optimizer.name if record.optimizer else 'AdamW'}")
+
+
+def _update_cause(step: Step) -> str:
+    if abs(step["rate"] - step["declared_rate"]) > 1e-12:
+        return "the learning rate is not the declared one"
+    if step["update_expected"] and abs(_number(step["update"]) / step["update_expected"] - 1) < 1e-3:
+        return "the weights did not move: the step was skipped, or the optimizer holds other tensors"
+    return "another optimizer, or other betas, eps or weight decay than declared"
+
+
+def _number(value: object) -> float:
+    """Evidence spells NaN as text when it comes back from JSON."""
+    return float(value)  # type: ignore[arg-type]

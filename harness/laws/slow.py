@@ -1,0 +1,87 @@
+"""Laws that train again. They run with ``-m slow_invariant``, or where the experiment names them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.laws.law import Verdict, broken, held, law, probed, vacuous
+from harness.record import Record
+
+
+@law(probes=("overfit",), slow=True)
+def overfits_one_batch(
+    record: Record,
+    *,
+    ratio: Annotated[float, Field(gt=0, lt=1, description="Share of the first loss that must be reached.")] = 0.1,
+) -> Verdict:
+    """A handful of examples can be learnt by heart: their loss falls below a tenth within 150 steps.
+
+    On the twin, with the harness's own Adam and the model's own loss, on examples of different labels cut to one
+    length (a model that ignores its input tells examples apart by length). Faults in head or loss leave a floor: a
+    double softmax 0.31 of 0.69 for two classes, 0.55 of 1.10 for three. Electra and MobileBERT with random weights
+    need more steps (measured 0.27 and 0.32 of the first loss): a known false alarm.
+    """
+    evidence = probed(record, "overfit")
+    if isinstance(evidence, Verdict):
+        return evidence
+    losses = [float(loss) for loss in evidence["loss"]]
+    if len(set(evidence["labels"])) == 1:
+        return vacuous("the examples have one label only: anything learns that")
+    found = (
+        f"loss of {len(evidence['labels'])} examples from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"
+    )
+    if losses[-1] <= ratio * losses[0]:
+        return held(found)
+    return broken(
+        f"{found}: expected at most {ratio * losses[0]:.4f}",
+        cause="the loss has a floor (a softmax too many, a wrong loss), the input is ignored, or the labels contradict",
+    )
+
+
+@law(probes=("determinism",), slow=True)
+def deterministic(record: Record) -> Verdict:
+    """The same seed gives the same weights, bit for bit; another seed gives others.
+
+    The whole case, from loading on, three times for a few steps on its own device. Exact on a CPU; on CUDA some
+    operators add in another order each time.
+    """
+    evidence = probed(record, "determinism")
+    if isinstance(evidence, Verdict):
+        return evidence
+    steps = evidence["steps"]
+    if evidence["first"] != evidence["second"]:
+        return broken(
+            f"weights differ after {steps} steps with the same seed",
+            cause="the head is drawn before the seed is set, the sampler is not seeded, or (CUDA) an operator is not "
+            "deterministic",
+        )
+    if evidence["first"] == evidence["other_seed"]:
+        return broken(f"another seed gives the same weights after {steps} steps", cause="the seed is not used")
+    return held(f"{steps} steps")
+
+
+@law(probes=("equivalence",), slow=True)
+def ways_agree(
+    record: Record,
+    *,
+    tolerance: Annotated[float, Field(gt=0, description="Largest relative difference of the gradient.")] = 1e-3,
+) -> Verdict:
+    """The gradient does not depend on micro-batches, gradient checkpointing, or the attention implementation.
+
+    One padded batch on the fp32 twin; relative distance at most 1e-3 (measured on right set-ups: 7e-8 to 6e-7 for
+    micro-batches, 0 for checkpointing). An attention kernel that ignores the padding mask shows here.
+    """
+    evidence = probed(record, "equivalence")
+    if isinstance(evidence, Verdict):
+        return evidence
+    compared = {way: value for way, value in evidence.items() if not isinstance(value, str) or value == "NaN"}
+    for way, value in compared.items():
+        if not float(value) <= tolerance:
+            return broken(
+                f"{way.replace('_', ' ')}: the gradient differs by {float(value):.3g}, allowed {tolerance:g}",
+                cause="a kernel that ignores the mask, a loss that is not a mean over rows, or recomputation that "
+                "draws other numbers",
+            )
+    return held(", ".join(way.replace("_", " ") for way in compared))

@@ -1,0 +1,79 @@
+"""Modes, graphs, and what is saved."""
+
+from __future__ import annotations
+
+from harness.laws.law import Verdict, broken, held, invalid, law, probed, vacuous
+from harness.record import Record
+
+
+@law()
+def dropout_on_in_training(record: Record) -> Verdict:
+    """Every module with dropout or running statistics is in train mode in every training forward pass.
+
+    Inner modules are looked at, not the outer flag: a wrapper can be in train mode and the model inside it not, as
+    `from_pretrained` returns it.
+    """
+    modes = record.modes
+    if modes is None:
+        return invalid("no mode was recorded")
+    if modes.stochastic == 0:
+        return vacuous("the model has neither dropout nor running statistics")
+    if modes.step is not None:
+        return broken(
+            f"step {modes.step + 1}: {len(modes.off)} of {modes.stochastic} such modules were in eval mode: "
+            f"{', '.join(modes.off[:3])}",
+            cause="model.train() is missing, or an evaluation left the model in eval mode",
+        )
+    return held(f"{modes.stochastic} modules")
+
+
+@law()
+def no_graph_kept(record: Record) -> Verdict:
+    """No step's autograd graph outlives the next step.
+
+    A token in the graph of every step tells whether the graph still lives. Adding losses up without detaching them
+    keeps all of them, and memory grows until it ends.
+    """
+    alive = record.steps.graphs
+    if len(alive) < 3:
+        return invalid(f"{len(alive)} steps are too few to see graphs pile up")
+    if alive[-1] > 1 and alive[-1] > alive[len(alive) // 2]:
+        return broken(
+            f"{alive[-1]} graphs of earlier steps are alive after step {len(alive)}",
+            cause="something keeps a loss or an output with its graph: use loss.detach() or loss.item() for logging",
+        )
+    return held(f"at most {max(alive)} alive after a step")
+
+
+@law(probes=("saved",))
+def save_reload_equal(record: Record) -> Verdict:
+    """The trained model, saved and loaded again, has the same weights, logits, tokenizer and label names.
+
+    ``save_pretrained`` into an empty folder and loading from there as inference does. Exact: the logits of a padded
+    batch on the CPU are bitwise equal.
+    """
+    saved = probed(record, "saved")
+    if isinstance(saved, Verdict):
+        return saved
+    if saved["failed"]:
+        return broken(
+            f"it does not load: {saved['failed']}",
+            cause="the saved config does not describe the saved weights: transformers leaves out what it takes for a "
+            "default",
+        )
+    if saved["weights"]:
+        names = saved["weights"]
+        return broken(
+            f"{len(names)} weights differ after loading: {', '.join(names[:4])}",
+            cause="they are not saved, saved under another name, tied wrongly, or saved in another precision",
+        )
+    if saved["logits"] != 0:
+        return broken(
+            f"logits differ by {float(saved['logits']):.3g} although all weights are equal",
+            cause="a buffer or a config value that is not saved",
+        )
+    if saved["tokens"]:
+        return broken(f"the saved tokenizer reads {saved['tokens'][0]!r} differently")
+    if saved["settings"]:
+        return broken(f"not saved: {', '.join(saved['settings'])}")
+    return held("weights, logits, tokenizer and label names")

@@ -1,0 +1,46 @@
+"""The whole case, from loading on, several times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import experiment
+from harness.training import checkpoint, workload
+from harness.training.checkpoint import Loaded
+from harness.training.workload import Workload
+
+STEPS = 8
+
+
+def determinism(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """Digests of all weights after a few steps: twice with the declared seed, once with another.
+
+    Nothing is seeded here: a case that leaves something to chance must show it.
+    """
+    seed = work.train.seed
+    return {
+        "steps": min(STEPS, work.train.steps),
+        "first": _train(work, seed),
+        "second": _train(work, seed),
+        "other_seed": _train(work, seed + 1),
+    }
+
+
+def _train(work: Workload, seed: int) -> str:
+    from harness.training.loops import LOOPS  # the loops tell a watch; nobody watches this one
+
+    train = work.settings.train.model_copy(update={"steps": min(STEPS, work.train.steps), "seed": seed})
+    settings: experiment.Settings = work.settings.model_copy(update={"train": train})
+    fresh = workload.prepare(checkpoint.load(settings), settings, work.device)
+    LOOPS[train.loop](fresh, _Nobody())
+    return checkpoint.digest(fresh.model.state_dict().items())
+
+
+class _Nobody:
+    """Is told of steps and does nothing."""
+
+    def begin(self, optimizer: Any) -> None:
+        """Nothing."""
+
+    def step_done(self, loss: Any) -> None:
+        """Nothing."""

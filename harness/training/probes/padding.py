@@ -1,0 +1,78 @@
+"""Logits of the same examples, alone and padded in several ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from harness.training.checkpoint import Loaded
+from harness.training.twin import twin
+from harness.training.workload import Workload
+
+EXAMPLES = 4
+EXTRA = 5
+"""Columns of padding beyond the longest row."""
+
+
+def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """How far the logits of each example move from those it has alone, relative to the largest of them.
+
+    On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
+    company; and, as the control of power, with a mask that hides nothing.
+    """
+    model, collate = twin(work.model), work.collator()
+    indices = chosen(work.examples.lengths)
+    rows = [features(work, index) for index in indices]
+    alone = [_logits(model, collate([row]))[0] for row in rows]
+    batch = collate(rows)
+    others = collate(rows[: max(2, len(rows) // 2)])
+    return {
+        "examples": indices,
+        "lengths": [work.examples.lengths[index] for index in indices],
+        "batch": _distances(alone, _logits(model, batch)),
+        "more_padding": _distances(alone, _logits(model, _padded(batch, EXTRA, work.tokenizer))),
+        "other_company": _distances(alone, _logits(model, others)),
+        "nothing_masked": _distances(alone, _logits(model, _unmasked(batch))),
+    }
+
+
+def chosen(lengths: Sequence[int], most: int = EXAMPLES) -> list[int]:
+    """Examples of lengths as different as there are, shortest and longest among them."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    count = min(most, len(order))
+    if count < 2:
+        return order
+    return [order[place * (len(order) - 1) // (count - 1)] for place in range(count)]
+
+
+def features(work: Workload, index: int) -> dict[str, Any]:
+    """An example as the loop's collator takes it."""
+    return {name: value for name, value in work.examples[index].items() if name != "index"}
+
+
+def _logits(model: Any, batch: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def _distances(alone: list[torch.Tensor], together: torch.Tensor) -> list[float]:
+    return [
+        float((one - row).abs().max() / one.abs().max().clamp_min(torch.finfo(one.dtype).tiny))
+        for one, row in zip(alone, together, strict=False)  # company may hold fewer of them
+    ]
+
+
+def _padded(batch: Any, columns: int, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The batch with columns of padding more, on the tokenizer's side."""
+    values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    sides = (columns, 0) if tokenizer.padding_side == "left" else (0, columns)
+    return {
+        name: torch.nn.functional.pad(value, sides, value=values.get(name, 0)) if value.dim() == 2 else value
+        for name, value in batch.items()
+    }
+
+
+def _unmasked(batch: Any) -> dict[str, torch.Tensor]:
+    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}

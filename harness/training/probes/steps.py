@@ -1,0 +1,202 @@
+"""The case's own loop on the twin, with every step done once more, independently, beside it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from harness import experiment
+from harness.schedule import declared_rate
+from harness.training.checkpoint import Loaded
+from harness.training.data import Drawn
+from harness.training.devices import find
+from harness.training.twin import twin
+from harness.training.workload import Workload
+
+STEPS = 3
+"""The second shows gradients that were not cleared, the third a warm-up that began at 0."""
+ROWS = 4
+"""Sequences in a batch, at most."""
+NOISE = 1e-5
+"""Elements whose gradient is below this share of the largest are left out of an update: AdamW divides their rounding
+noise by itself, and what it then moves them by is arbitrary."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+def steps(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """For each of the first steps: loss, its gradient by the logits, the gradient before the optimizer's step and the
+    update, each beside what an independent formula gives from the same batch, weights and optimizer state.
+    """
+    from harness.training.loops import LOOPS  # the loops tell a watch, and this is one
+
+    model = twin(work.model)
+    model.load_state_dict(loaded.model.state_dict())
+    train = work.train.model_copy(update={"steps": STEPS, "batch_size": min(ROWS, work.train.batch_size)})
+    small = replace(work, model=model, device=find("cpu"), precision="fp32", train=train, drawn=Drawn())
+    oracle = Oracle(model, train)
+    try:
+        LOOPS[train.loop](small, oracle)
+    finally:
+        oracle.close()
+    return {"steps": oracle.found}
+
+
+class Oracle:
+    """Stands where the watch stands, and computes what each step should have done.
+
+    Args:
+        model: the twin that the loop trains.
+        train: what is declared.
+    """
+
+    def __init__(self, model: Any, train: experiment.Train) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._model = model
+        self._other = copy.deepcopy(model)
+        self._train = train
+        self._hooks = ExitStack()
+        self._arguments: dict[str, Any] = {}
+        self._logits: torch.Tensor | None = None
+        self._step: dict[str, Any] = {}
+        self._expected: Tensors = {}
+        self._before: Tensors = {}
+        self._counted: Tensors = {}
+
+    def begin(self, optimizer: Any) -> None:
+        """Watch the model's forward and the optimizer's step."""
+        actual = getattr(optimizer, "optimizer", optimizer)
+        for handle in (
+            self._model.register_forward_hook(self._on_forward, with_kwargs=True),
+            actual.register_step_pre_hook(self._on_step),
+        ):
+            self._hooks.callback(handle.remove)
+
+    def step_done(self, loss: torch.Tensor) -> None:
+        """Compare what the step did with what it should have."""
+        self._step["loss"] = float(loss.detach())
+        now = dict(self._model.named_parameters())
+        self._step |= _compare_updates(now, self._before, self._expected, self._counted)
+        self.found.append(self._step)
+        self._step, self._expected, self._before, self._counted = {}, {}, {}, {}
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self._hooks.close()
+
+    def _on_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if torch.is_grad_enabled():
+            self._arguments, self._logits = kwargs, output.logits
+            output.logits.retain_grad()
+
+    def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """The gradients are final and nothing has moved yet."""
+        parameters = dict(self._model.named_parameters())
+        reference = self._reference(parameters)
+        self._step |= reference.pop("step")
+        found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        self._step |= _compare_gradients(found, reference["gradients"])
+        rate = declared_rate(self._train.learning_rate, self._train.warmup_steps, len(self.found))
+        self._step |= {"rate": float(optimizer.param_groups[0]["lr"]), "declared_rate": rate}
+        largest = max((float(gradient.abs().max()) for gradient in found.values()), default=0.0)
+        for name, gradient in found.items():
+            self._before[name] = parameters[name].detach().clone()
+            state = optimizer.state.get(parameters[name], {})
+            self._expected[name] = adamw(parameters[name], gradient, state, rate, self._train)
+            self._counted[name] = gradient.abs() > NOISE * largest
+
+    def _reference(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Loss and gradients of the same batch at the same weights, by a formula written out here."""
+        with torch.no_grad():
+            for name, parameter in self._other.named_parameters():
+                parameter.copy_(parameters[name])
+        self._other.train()
+        inputs = {k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"}
+        labels = self._arguments["labels"]
+        loss = cross_entropy(self._other(**inputs).logits, labels)
+        names = [name for name, parameter in self._other.named_parameters() if parameter.requires_grad]
+        wanted = [parameter for parameter in self._other.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        return {
+            "gradients": {n: g for n, g in zip(names, gradients, strict=True) if g is not None},
+            "step": {"reference_loss": float(loss.detach()), **self._by_logits(labels)},
+        }
+
+    def _by_logits(self, labels: torch.Tensor) -> dict[str, Any]:
+        """The gradient of the loss by the logits, as it was and as the formula has it."""
+        assert self._logits is not None
+        mine = self._logits.detach().double().requires_grad_()
+        (expected,) = torch.autograd.grad(cross_entropy(mine, labels), mine)
+        found = self._logits.grad
+        probabilities = bool((mine >= 0).all()) and bool((mine.sum(-1) - 1).abs().max() < 1e-4)
+        return {
+            "logits_gradient": math.nan if found is None else _relative(found.double(), expected),
+            "logits_gradient_scale": math.nan if found is None else _scale(found.double(), expected),
+            "logits_are_probabilities": probabilities,
+        }
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over the rows of log(sum(exp(z))) - z[label], in fp64."""
+    logits = logits.double()
+    picked = logits.gather(-1, labels.view(-1, 1)).squeeze(-1)
+    return (logits.logsumexp(-1) - picked).mean()
+
+
+def adamw(
+    parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], rate: float, train: experiment.Train
+) -> torch.Tensor:
+    """One AdamW step from the optimizer's state (Loshchilov and Hutter 2019, algorithm 2), in fp64."""
+    (first, second), step = train.betas, float(state.get("step", 0)) + 1
+    zero = torch.zeros_like(gradient)
+    mean = first * state.get("exp_avg", zero).double() + (1 - first) * gradient.double()
+    square = second * state.get("exp_avg_sq", zero).double() + (1 - second) * gradient.double().square()
+    direction = (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + train.eps)
+    return parameter.detach().double() * (1 - rate * train.weight_decay) - rate * direction
+
+
+def _compare_gradients(found: Tensors, expected: Tensors) -> dict[str, Any]:
+    missing = [name for name in expected if name not in found and bool(expected[name].abs().max() > 0)]
+    zero = torch.zeros(())
+    distances = {name: float((found.get(name, zero) - tensor).norm()) for name, tensor in expected.items()}
+    whole = math.hypot(*(float(tensor.norm()) for tensor in expected.values()))
+    norm = math.hypot(*(float(tensor.norm()) for tensor in found.values())) if found else 0.0
+    return {
+        "gradient": math.hypot(*distances.values()) / whole if whole else math.nan,
+        "gradient_worst": max(distances, key=lambda name: distances[name]),
+        "gradient_missing": missing,
+        "gradient_norm": norm,
+        "reference_norm": whole,
+    }
+
+
+def _compare_updates(now: dict[str, Any], before: Tensors, expected: Tensors, counted: Tensors) -> dict[str, Any]:
+    """Distance of the update from the expected one, over the elements that count, and what rounding allows."""
+    distances: dict[str, float] = {}
+    moves = rounding = 0.0
+    for name, target in expected.items():
+        mask = counted[name]
+        start = before[name].double()[mask]
+        distances[name] = float((now[name].detach().double()[mask] - target[mask]).norm())
+        moves = math.hypot(moves, float((target[mask] - start).norm()))
+        rounding = math.hypot(rounding, float(torch.finfo(now[name].dtype).eps * start.norm()))
+    return {
+        "update": math.hypot(*distances.values()) if distances else math.nan,
+        "update_expected": moves,
+        "update_rounding": rounding,
+        "update_worst": max(distances, key=lambda name: distances[name]) if distances else "",
+    }
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def _scale(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The factor that brings `expected` nearest to `found`."""
+    return float((found * expected).sum() / expected.square().sum().clamp_min(torch.finfo(torch.float64).tiny))

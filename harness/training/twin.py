@@ -1,0 +1,36 @@
+"""The twin: the experiment's model as a loop gets it, in fp32 on the CPU, with every dropout at 0.
+
+Logic is judged on the twin, where two right ways of computing the same thing differ by rounding alone; precision is
+judged on the real run.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+
+def twin(model: Any) -> Any:
+    """A deep copy of `model` in fp32 on the CPU that draws no random numbers, in eval mode."""
+    other = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    for parameter in other.parameters():
+        parameter.grad = None
+    silence(other)
+    return other
+
+
+def silence(model: Any) -> None:
+    """Set every dropout probability to 0: of modules, and of attention layers that keep the number for themselves."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if is_dropout(name, value):
+                setattr(module, name, 0.0)
+
+
+def is_dropout(name: str, value: object) -> bool:
+    """Whether a module's attribute is a dropout probability: ``attention_dropout``, ``dropout_prob``, ``layerdrop``."""
+    return "drop" in name and isinstance(value, float) and 0 < value < 1

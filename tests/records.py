@@ -1,0 +1,147 @@
+"""Records written by hand: what a training would have left, without one. No torch here."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from harness.record import Batch, Checkpoint, Example, Parameter, Record, Steps, Tokenizer
+
+PAD, START, END = 0, 2, 3
+RATE = 1e-3
+
+
+def example(index: int, *words: int, label: int = 0) -> Example:
+    """An example whose encoding is these words between a start and an end token."""
+    return Example(index=index, text=f"text {index}", input_ids=(START, *words, END), label=label)
+
+
+EXAMPLES = (
+    example(0, 20, 21, 22, 23, label=1),
+    example(1, 30),
+    example(2, 40, 41, label=1),
+    example(3, 50, 51, 52),
+)
+
+
+def batch(*examples: Example, step: int = 0, side: str = "right", pad: int | None = PAD, length: int = 0) -> Batch:
+    """The examples as a right collator pads them: to the longest, or to a length beyond it."""
+    width = max(length, *(len(one.input_ids) for one in examples))
+    ids, mask = [], []
+    for one in examples:
+        real, padding = len(one.input_ids), width - len(one.input_ids)
+        rows = (list(one.input_ids), [pad] * padding), ([1] * real, [0] * padding)
+        for column, (tokens, rest) in zip((ids, mask), rows, strict=True):
+            column.append(rest + tokens if side == "left" else tokens + rest)
+    tensors = {"input_ids": ids, "attention_mask": mask, "labels": [one.label for one in examples]}
+    return Batch(step=step, examples=tuple(one.index for one in examples), tensors=tensors)
+
+
+BATCHES = (batch(*EXAMPLES[:2]), batch(*EXAMPLES[2:], step=1))
+
+
+def parameter(name: str, **changes: Any) -> Parameter:
+    """A parameter that moved as AdamW moves one in eight steps; its way is followed if it is of the head."""
+    head = name.startswith("classifier.")
+    fields = {
+        "shape": (4, 2),
+        "head": head,
+        "trainable": True,
+        "start": 0.02,
+        "change": 5 * RATE,
+        "furthest": 6 * RATE if head else None,
+        "gradient": 0.1,
+    }
+    return Parameter(name=name, **{**fields, **changes})
+
+
+PARAMETERS = (
+    parameter("bert.embeddings.weight"),
+    parameter("bert.layer.query.weight"),
+    parameter("bert.layer.key.bias", start=0.0, change=0.0, gradient=1e-9),  # cancels in the softmax: rounding noise
+    parameter("classifier.weight"),
+    parameter("classifier.bias", start=0.0),
+)
+
+
+def steps(*losses: float, **columns: Any) -> Steps:
+    """The columns of as many steps as there are losses, which take the batches in turn."""
+    count = len(losses)
+    turns = [BATCHES[step % len(BATCHES)] for step in range(count)]
+    fields = {
+        "loss": losses,
+        "learning_rate": (RATE,) * count,
+        "seconds": (0.1,) * count,
+        "watching_seconds": (0.0,) * count,
+        "samples": (2,) * count,
+        "real_tokens": (9,) * count,
+        "padded_tokens": (12,) * count,
+        "digest": tuple({"input_ids": f"ids of {turn.step}", "labels": f"labels of {turn.step}"} for turn in turns),
+        "examples": tuple(turn.examples for turn in turns),
+    }
+    return Steps(**{**fields, **columns})
+
+
+LOSSES = (0.7, 0.72, 0.65, 0.6, 0.5, 0.45, 0.3, 0.2)
+
+HEALTHY = Record(
+    experiment="experiments/a.yaml",
+    case="cpu-custom",
+    outcome="finished",
+    started=datetime(2026, 1, 31, 12, tzinfo=UTC),
+    seconds=1.0,
+    settings={
+        "train.loop": "custom",
+        "train.steps": len(LOSSES),
+        "train.learning_rate": RATE,
+        "train.warmup_steps": 0,
+        "device": "cpu",
+        "precision": "fp32",
+        "benchmark.warmup_steps": 3,
+        "benchmark.timed_steps": None,
+    },
+    checkpoint=Checkpoint(
+        source="./checkpoint",
+        architecture="BertForSequenceClassification",
+        parameters=40,
+        dtype="float32",
+        digest="5" * 64,
+        pretrained=True,
+        missing=("classifier.bias", "classifier.weight"),
+        head=("classifier.weight", "classifier.bias"),
+    ),
+    tokenizer=Tokenizer(name="BertTokenizer", vocabulary=60, pad_token_id=PAD, padding_side="right", max_length=512),
+    examples=EXAMPLES,
+    batches=BATCHES,
+    steps=steps(*LOSSES),
+    parameters=PARAMETERS,
+    probes={"replay": {"loss": [0.7, 0.65, 0.6, 0.55]}},
+)
+"""Every law accepts it, but for those that compare cases: there is only one."""
+
+
+def record(base: Record = HEALTHY, **changes: Any) -> Record:
+    """The healthy record, but for this. A mapping changes fields of a part; anything else replaces what was there."""
+    return base.model_copy(update={name: _changed(getattr(base, name), value) for name, value in changes.items()})
+
+
+def trained(losses: Sequence[float], **changes: Any) -> Record:
+    """A record of as many steps as there are losses."""
+    settings = {"train.steps": len(losses), **changes.pop("settings", {})}
+    return record(steps=steps(*losses), settings=settings, **changes)
+
+
+def case(name: str, base: Record = HEALTHY, **changes: Any) -> Record:
+    """A case of the same experiment, ``DEVICE-LOOP`` or ``DEVICE-LOOP-PRECISION``, with the settings its name says."""
+    device, loop, precision = (*name.split("-"), "fp32")[:3]
+    settings = {"device": device, "train.loop": loop, "precision": precision, **changes.pop("settings", {})}
+    return record(base, case=name, settings=settings, **changes)
+
+
+def _changed(value: Any, change: Any) -> Any:
+    if not isinstance(change, dict):
+        return change
+    if isinstance(value, BaseModel):
+        return type(value)(**{**dict(value), **change})
+    return {**value, **change}

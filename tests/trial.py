@@ -1,0 +1,68 @@
+"""Cases of a few milliseconds, and folders with checkpoints for them: what the tests of training train."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForPreTraining, PreTrainedModel
+
+from harness import plan
+from harness.experiment import Experiment, FolderCheckpoint, Point, Settings
+from harness.plan import Case
+from harness.record import Record
+from harness.training import tokenizer
+from harness.training.checkpoint import Shelf
+from harness.training.run import run
+
+SEQUENCES = ["the soup was warm", "bread", "we waited an hour for the soup and the bread", "it was cold", "never again"]
+LABELS = [1, 0, 1, 0, 0]
+
+
+def settings(checkpoint: Any = None, **said: Any) -> Settings:
+    """Settings of a tiny BERT with random weights, or of a checkpoint's folder, on the CPU."""
+    if isinstance(checkpoint, Path):
+        checkpoint = FolderCheckpoint(path=checkpoint)
+    said.setdefault("data", {"sequences": SEQUENCES, "labels": LABELS})
+    checkpoint = checkpoint or {"architecture": "bert", "size": "tiny"}
+    return Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **said})
+
+
+def case(checkpoint: Any = None, *, file: str = "trial.yaml", probes: Iterable[str] = (), **said: Any) -> Case:
+    """The one case of an experiment that says this."""
+    path = Path.cwd() / file
+    experiment = Experiment(path, "", (Point((), settings(checkpoint, **said)),))
+    (only,) = plan.cases(experiment, ["cpu"], root=path.parent)
+    return Case(only.experiment, only.path, only.id, only.values, only.settings, frozenset(probes))
+
+
+def train(case: Case, shelf: Shelf | None = None) -> Record:
+    """Run a case, and fail with its traceback where it does not finish."""
+    record = attempt(case, shelf)
+    assert record.finished, f"{record.outcome}: {record.reason}\n{record.traceback}"
+    return record
+
+
+def attempt(case: Case, shelf: Shelf | None = None) -> Record:
+    """Run a case, however it ends."""
+    return run(case, shelf=shelf or Shelf(), root=case.path.parent)
+
+
+def save(folder: Path, model: type[PreTrainedModel] = BertForPreTraining, *, words: bool = True, **said: Any) -> Path:
+    """A checkpoint of random weights, as `save_pretrained` leaves it, with its tokenizer."""
+    tokens = tokenizer.train(SEQUENCES)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        **said,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model(config).save_pretrained(folder)
+    if words:
+        tokens.save_pretrained(folder)
+    return folder
