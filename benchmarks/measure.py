@@ -55,7 +55,7 @@ class Comparison:
         """One a round: the two of a round were measured side by side."""
         return [ours / plain for ours, plain in zip(self.ours, self.plain, strict=True)]
 
-    def row(self, name: str, bar: float) -> list[str]:
+    def row(self, name: str, bar: float | None) -> list[str]:
         """A line of the table: medians in seconds, the median ratio and its range, and whether it keeps the bar."""
         ratio = median(self.ratios)
         return [
@@ -65,8 +65,8 @@ class Comparison:
             f"{ratio:.3f}",
             f"{min(self.ratios):.3f}",
             f"{max(self.ratios):.3f}",
-            f"{bar:.2f}",
-            "kept" if ratio <= bar else "missed",
+            f"{bar:.2f}" if bar else "",
+            ("kept" if ratio <= bar else "missed") if bar else "",
         ]
 
 

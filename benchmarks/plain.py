@@ -2,13 +2,13 @@
 
     python benchmarks/plain.py experiments/course.yaml
 
-`prepare` and `train` are also what `overhead.py` measures steps against, in its own process.
+`train` is also what `overhead.py` measures steps against, in its own process.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,7 @@ def main(path: Path) -> None:
     """Train and print the losses."""
     experiment = yaml.safe_load(path.read_text())
     model, tokenizer = load(experiment)
-    losses: list[float] = []
-    train(model, tokenizer, experiment, lambda loss: losses.append(loss.item()))
-    print(" ".join(f"{loss:.6f}" for loss in losses))
+    print(" ".join(f"{loss.item():.6f}" for loss in train(model, tokenizer, experiment)))
 
 
 def load(experiment: dict[str, Any]) -> tuple[Any, Any]:
@@ -43,8 +41,8 @@ def load(experiment: dict[str, Any]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def train(model: Any, tokenizer: Any, experiment: dict[str, Any], step_done: Callable[[torch.Tensor], None]) -> None:
-    """The steps of an experiment."""
+def train(model: Any, tokenizer: Any, experiment: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """The steps of an experiment, and the loss of each."""
     said = experiment["train"]
     seed = said.get("seed", 42)
     optimizer = torch.optim.AdamW(model.parameters(), lr=float(said["learning_rate"]))
@@ -58,7 +56,7 @@ def train(model: Any, tokenizer: Any, experiment: dict[str, Any], step_done: Cal
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        step_done(loss)
+        yield loss
 
 
 def epochs(tokenizer: Any, experiment: dict[str, Any], seed: int) -> Iterator[Any]:

@@ -38,7 +38,7 @@ class Case:
 
         Sequences and labels stand as their number and digest: a record must not grow with the data.
         """
-        stated = self.settings.model_dump(mode="json", exclude={"invariants", "data", "checkpoint"})
+        stated = self.settings.model_dump(mode="json", exclude={"invariants", "expect_broken", "data", "checkpoint"})
         settings = {
             "checkpoint": str(self.settings.checkpoint),
             **dict(_flat(stated)),
@@ -51,6 +51,7 @@ class Case:
             "case": self.id,
             "settings": settings,
             "invariants": dict(self.settings.invariants),
+            "expect_broken": dict(self.settings.expect_broken),
         }
 
 

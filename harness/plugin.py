@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,6 +72,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register marks, and check what the command line says."""
     config.addinivalue_line("markers", "invariant: a law of a fine-tuning experiment")
+    config.addinivalue_line("markers", "slow_invariant: a law whose evidence takes more trainings; select it to run it")
     if not config.pluginmanager.hasplugin("benchmark"):
         config.addinivalue_line("markers", "benchmark: the throughput of a fine-tuning experiment")
     if given := config.getoption("device"):
@@ -184,16 +186,19 @@ class ExperimentFile(pytest.Module):
 
     obj = None
     cases: tuple[Case, ...] = ()
+    own_laws: Mapping[str, Callable[..., None]] = MappingProxyType({})
 
     def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
         """Read the file; a bad one is one failing item."""
         from harness import plan
         from harness.errors import InvalidExperiment
         from harness.experiment import read
-        from harness.laws import LAWS
+        from harness.laws import LAWS, NoOptions
 
+        self.own_laws = _own_laws(self.config, self.path)
+        laws = {law.name: law.options for law in LAWS} | dict.fromkeys(self.own_laws, NoOptions)
         try:
-            experiment = read(self.path, {law.name: law.options for law in LAWS})
+            experiment = read(self.path, laws)
         except InvalidExperiment as error:
             yield BadFile.from_parent(self, name="valid", error=error)
             return
@@ -238,6 +243,8 @@ class BadFile(pytest.Item):
 class CaseNode(pytest.Collector):
     """One case: trained once, when its first item is set up."""
 
+    parent: ExperimentFile
+
     def __init__(self, *, case: Case, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.case = case
@@ -249,9 +256,21 @@ class CaseNode(pytest.Collector):
 
         on = _laws_on((self.case,))
         for law in LAWS:
-            if law.axis is None and law.name in on:
-                yield _item(self, law.name, _law_function(law), law, (self.case,))
+            if law.axis is None and law.name in on and (not law.slow or self._asked_for(law)):
+                item = _item(self, law.name, _law_function(law), law, (self.case,))
+                if law.slow:
+                    item.add_marker(pytest.mark.slow_invariant)
+                yield item
+        for name, function in self.parent.own_laws.items():
+            if self.case.settings.invariants.get(name) is not False:
+                yield _item(self, name, function, None, (self.case,))
         yield self._throughput()
+
+    def _asked_for(self, law: Law) -> bool:
+        """Slow laws run where the experiment names them, or the command line does."""
+        options = self.config.option
+        words = " ".join([*self.config.args, options.keyword, options.markexpr])
+        return law.name in self.case.settings.invariants or law.name in words or "slow_invariant" in words
 
     def _throughput(self) -> ExperimentItem:
         if not self.config.pluginmanager.hasplugin("benchmark"):
@@ -282,7 +301,8 @@ class ExperimentItem(pytest.Function):
     def runtest(self) -> None:
         """Fail for a case that crashed, or judge."""
         for record in self.records:
-            if record.outcome in ("crashed", "out of memory") and record.name in self.answers_for:
+            crashed = record.outcome in ("crashed", "out of memory") and "trains" not in record.expect_broken
+            if crashed and record.name in self.answers_for:
                 pytest.fail(f"{record.name}: {record.outcome}: {record.reason}\n\n{record.traceback}", pytrace=False)
         super().runtest()
 
@@ -341,6 +361,22 @@ class Planned:
             self.errors.append(report.longreprtext)
 
 
+def _own_laws(config: pytest.Config, path: Path) -> dict[str, Callable[..., None]]:
+    """Functions marked by `harness.invariant` in the conftest.py files around an experiment, the nearest last."""
+    conftests = {
+        Path(file): plugin
+        for plugin in config.pluginmanager.get_plugins()
+        if (file := getattr(plugin, "__file__", None)) and Path(file).name == "conftest.py"
+    }
+    return {
+        name: function
+        for file, conftest in sorted(conftests.items())  # a folder sorts before what is in it
+        if path.is_relative_to(file.parent)
+        for name, function in vars(conftest).items()
+        if getattr(function, "is_harness_invariant", False)
+    }
+
+
 def _laws_on(cases: Iterable[Case]) -> set[str]:
     """Laws that at least one of the cases has not turned off."""
     from harness.laws import LAWS
@@ -383,6 +419,8 @@ def _settle(verdict: Verdict) -> None:
     """Let a verdict be the outcome of the running item."""
     if verdict.outcome == "broken":
         pytest.fail(verdict.message + (f"\nlikely cause: {verdict.cause}" if verdict.cause else ""), pytrace=False)
+    if verdict.outcome == "expected":
+        pytest.xfail(f"{verdict.cause}: {verdict.message}")
     if verdict.outcome != "held":
         prefix = f"{verdict.outcome}: " if verdict.outcome in ("vacuous", "invalid") else ""
         pytest.skip(prefix + verdict.message)
@@ -438,6 +476,27 @@ def _speed(request: pytest.FixtureRequest) -> Throughput:
     return speed
 
 
+# Fixtures, for laws of one's own
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest) -> Case:
+    """The case whose training a law of one's own judges: its settings are in `case.settings`."""
+    found: Case = request.node.cases[0]
+    return found
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Record:
+    """What the training left. Skips where it did not finish: `trains` fails for that."""
+    from harness.laws import not_finished
+
+    found: Record = request.node.records[0]
+    if not found.finished:
+        pytest.skip(not_finished(found))
+    return found
+
+
 # Reporting
 
 
@@ -462,6 +521,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-benchmark's raises where a benchmark has regressed
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The table of all cases that ran."""
     if SUMMARY in config.stash:

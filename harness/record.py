@@ -231,6 +231,8 @@ class Record(Part):
     """Evidence by probe."""
     invariants: dict[str, Any] = Field(default_factory=dict)
     """What the experiment says of laws: off, or with options."""
+    expect_broken: dict[str, str] = Field(default_factory=dict)
+    """Laws that the experiment knows to be broken, and why."""
 
     @property
     def name(self) -> str:

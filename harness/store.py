@@ -40,8 +40,10 @@ class Store:
     def append(self, record: Record) -> None:
         """Write one line and hand it to the disk: what comes after may crash, the line stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
+        with self.path.open("ab+") as file:
+            file.seek(max(file.tell() - 1, 0))
+            torn = file.read() not in (b"", b"\n")  # the disk was full: what it cut off stays a line of its own
+            file.write(b"\n" * torn + record.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -101,7 +103,7 @@ def _parse(line: bytes) -> Record | str:
 
     try:
         data = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "torn line, not used"
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         return "not a record: expected a JSON object with a number under 'format'"

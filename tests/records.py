@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.record import Batch, Checkpoint, Example, Parameter, Record, Steps, Tokenizer
+from harness.record import Batch, Checkpoint, Example, Group, Modes, Optimizer, Parameter, Record, Steps, Tokenizer
 
 PAD, START, END = 0, 2, 3
 RATE = 1e-3
@@ -79,11 +79,62 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "padded_tokens": (12,) * count,
         "digest": tuple({"input_ids": f"ids of {turn.step}", "labels": f"labels of {turn.step}"} for turn in turns),
         "examples": tuple(turn.examples for turn in turns),
+        "graphs": (0,) * count,
     }
     return Steps(**{**fields, **columns})
 
 
 LOSSES = (0.7, 0.72, 0.65, 0.6, 0.5, 0.45, 0.3, 0.2)
+
+TWIN_STEP = {
+    "loss": 0.7,
+    "reference_loss": 0.7,
+    "logits_gradient": 5e-8,
+    "logits_gradient_scale": 1.0,
+    "logits_are_probabilities": False,
+    "gradient": 1e-7,
+    "gradient_worst": "bert.layer.query.weight",
+    "gradient_missing": [],
+    "gradient_norm": 1.2,
+    "reference_norm": 1.2,
+    "rate": RATE,
+    "declared_rate": RATE,
+    "update": 1e-6,
+    "update_expected": 0.4,
+    "update_rounding": 3e-6,
+    "update_worst": "bert.layer.query.weight",
+}
+
+PROBES: dict[str, dict[str, Any]] = {
+    "replay": {"loss": [0.7, 0.65, 0.6, 0.55]},
+    "padding": {
+        "examples": [1, 2, 3, 0],
+        "lengths": [3, 4, 5, 6],
+        "batch": [3e-7, 2e-7, 1e-7, 0.0],
+        "more_padding": [3e-7, 2e-7, 1e-7, 2e-7],
+        "other_company": [2e-7, 1e-7],
+        "nothing_masked": [0.4, 0.2, 0.1, 0.0],
+    },
+    "dependence": {
+        "examples": [1, 2, 3, 0],
+        "lengths": [3, 4, 5, 6],
+        "own": [0.3, 0.2, 0.4, 0.3],
+        "others": 0.0,
+        "padding": 0.0,
+        "dead": [[], [], [], []],
+    },
+    "steps": {"steps": [TWIN_STEP, TWIN_STEP, TWIN_STEP]},
+    "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
+    "overfit": {"examples": [0, 1, 2, 3], "labels": [1, 0, 1, 0], "loss": [0.7, 0.4, 0.2, 0.03]},
+    "determinism": {"steps": 8, "first": "a" * 64, "second": "a" * 64, "other_seed": "b" * 64},
+    "equivalence": {
+        "two_micro_batches": 1e-7,
+        "gradient_checkpointing": 0.0,
+        "attention_eager": 1e-7,
+        "attention_sdpa": "ValueError: not supported",
+    },
+}
+"""What every probe leaves of a right training."""
 
 HEALTHY = Record(
     experiment="experiments/a.yaml",
@@ -96,6 +147,11 @@ HEALTHY = Record(
         "train.steps": len(LOSSES),
         "train.learning_rate": RATE,
         "train.warmup_steps": 0,
+        "train.weight_decay": 0.01,
+        "train.betas": [0.9, 0.999],
+        "train.eps": 1e-8,
+        "train.shuffle": False,
+        "data.examples": len(EXAMPLES),
         "device": "cpu",
         "precision": "fp32",
         "benchmark.warmup_steps": 3,
@@ -116,7 +172,12 @@ HEALTHY = Record(
     batches=BATCHES,
     steps=steps(*LOSSES),
     parameters=PARAMETERS,
-    probes={"replay": {"loss": [0.7, 0.65, 0.6, 0.55]}},
+    optimizer=Optimizer(
+        name="AdamW",
+        groups=(Group(parameters=5, learning_rate=RATE, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8),),
+    ),
+    modes=Modes(stochastic=3),
+    probes=PROBES,
 )
 """Every law accepts it, but for those that compare cases: there is only one."""
 

@@ -1,7 +1,5 @@
 """The plugin on a fake engine: items, selection, one training a case, outcomes, reports."""
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -10,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from project import ALONE, ITEMS, Project, messages, outcomes
 
-from conftest import ALONE, ITEMS, Project, messages, outcomes
 from harness import plugin
 from harness.laws import LAWS
 
@@ -195,15 +193,17 @@ def test_a_wrong_device_in_the_configuration_is_an_error(project: Project, devic
     result.stdout.fnmatch_lines([f"devices, in pytest's configuration: found {found}, expected cpu, *"])
 
 
-def test_all_cuda_devices_are_a_case_each(project: Project) -> None:
-    """Where the machine has no CUDA device, `cuda:all` is one case, which is skipped with its reason."""
-    project.engine("answers={'cuda:0': skipped}")
+@pytest.mark.parametrize(("count", "expected"), [(0, ["cuda:0"]), (2, ["cuda:0", "cuda:1"])])
+def test_all_cuda_devices_are_a_case_each(
+    project: Project, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
+) -> None:
+    """`cuda:all` is a case for each; where there is none, one case is left to be skipped with its reason."""
+    monkeypatch.setattr(plugin, "_cuda_count", lambda: count)
     project.experiment(device=["cuda:all"])
 
-    result = project.spawn("experiments", "-rs")
+    project.run("experiments", "-k", "trains")
 
-    assert project.asked() == ["experiments/a.yaml::cuda:0"]
-    result.stdout.fnmatch_lines(["*no CUDA device: this machine is a fake"])
+    assert project.asked() == [f"experiments/a.yaml::{device}" for device in expected]
 
 
 # Which files
@@ -211,19 +211,15 @@ def test_all_cuda_devices_are_a_case_each(project: Project) -> None:
 
 def test_which_files_are_experiments(project: Project) -> None:
     """YAML below a folder `experiments` is one, also deeper; bases, hidden files and other YAML are none."""
-    for name in ("experiments/a.yaml", "experiments/deep/b.yml", "sub/experiments/c.yaml"):
+    taken = ("experiments/a.yaml", "experiments/deep/b.yml", "sub/experiments/c.yaml")
+    left = ("experiments/_base.yaml", "experiments/_bases/d.yaml", "experiments/.hidden/e.yaml", "compose.yaml")
+    for name in (*taken, *left):
         project.experiment(name)
-    for name in ("experiments/_base.yaml", "experiments/_bases/d.yaml", "experiments/.hidden/e.yaml", "compose.yaml"):
-        project.write(name, "services: {}\n")
     project.write("experiments/notes.txt", "not YAML\n")
 
     project.run("-k", "trains")
 
-    assert project.asked() == [
-        "experiments/a.yaml::cpu",
-        "experiments/deep/b.yml::cpu",
-        "sub/experiments/c.yaml::cpu",
-    ]
+    assert project.asked() == [f"{name}::cpu" for name in taken]
 
 
 @pytest.mark.parametrize("name", ["experiments/_base.yaml", "experiments/_bases/x.yaml", "elsewhere/any.yml"])
@@ -461,6 +457,32 @@ def test_a_crash_fails_where_its_law_is_off(project: Project) -> None:
     result.stdout.fnmatch_lines(["experiments/a.yaml::cpu: crashed: ValueError: a broken thing"])
 
 
+def test_what_is_expected_to_be_broken_does_not_fail(project: Project) -> None:
+    """A broken law, or a crash, that the experiment expects is an xfail with its reason; the status is 0."""
+    project.engine("answers={'cpu-custom': flat, 'cpu-trainer': crashed}")
+    project.experiment(loop=LOOPS, more="expect_broken: {loss_decreases: known for long, trains: known too}")
+
+    result = project.run("experiments", "-k", "cpu-custom and loss_decreases or cpu-trainer", "-rx")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "XFAIL experiments/a.yaml::cpu-custom::loss_decreases - known for long: mean loss of *",
+            "XFAIL experiments/a.yaml::cpu-trainer::trains - known too: crashed: ValueError: a broken thing",
+        ]
+    )
+
+
+def test_what_is_expected_to_be_broken_and_is_not_fails(project: Project) -> None:
+    """A law that holds though the experiment expects it broken says so."""
+    project.experiment(more="expect_broken: {loss_decreases: known for long}")
+
+    result = project.run("experiments/a.yaml::cpu::loss_decreases")
+
+    assert result.ret == 1
+    assert "expected to be broken (known for long), and it is held" in messages(result).popitem()[1]
+
+
 def test_out_of_memory_is_told_from_a_crash(project: Project) -> None:
     """`trains` fails and says so; nothing else of the case is judged."""
     project.engine("answers={'cpu': out_of_memory}")
@@ -584,11 +606,11 @@ def test_last_failed_runs_again(project: Project) -> None:
 # Reports
 
 
-def test_reports_go_where_they_are_told(project: Project) -> None:
+def test_reports_go_where_they_are_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--reports DIR` is meant as seen from the working directory, also below the root directory."""
     project.experiment()
     (project.path / "deep").mkdir()
-    os.chdir(project.path / "deep")
+    monkeypatch.chdir(project.path / "deep")
 
     result = project.run("../experiments", "--reports", "out", "--rootdir", str(project.path))
 
@@ -674,4 +696,3 @@ def test_records_hold_what_the_engine_gave(project: Project) -> None:
     assert record["case"] == "cpu-trainer"
     assert record["settings"]["train.loop"] == "trainer"
     assert record["steps"]["seconds"] == [4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 4.0, 2.0]
-    assert json.dumps(record)

@@ -80,7 +80,7 @@ def _point(tree: Node, combination: Combination, laws: Laws, mistakes: list[Mist
         settings, errors = Settings.model_validate(data, context={"folders": folders}), []
     except ValidationError as error:
         settings, errors = None, error.errors(include_url=False)
-    errors += _law_errors(data.get("invariants"), laws)
+    errors += _law_errors("invariants", data, laws) + _law_errors("expect_broken", data, laws)
     mistakes += [mistake(error, tree, laws) for error in errors]
     if settings is None:
         return None
@@ -88,14 +88,15 @@ def _point(tree: Node, combination: Combination, laws: Laws, mistakes: list[Mist
     return Point(values, settings, tuple(value.name for value in combination.values()))
 
 
-def _law_errors(invariants: Any, laws: Laws) -> list[ErrorDetails]:
-    """What is wrong with the laws named and with their options."""
+def _law_errors(section: str, data: dict[str, Any], laws: Laws) -> list[ErrorDetails]:
+    """What is wrong with the laws that a section names and with their options."""
     errors: list[ErrorDetails] = []
-    for law, setting in invariants.items() if isinstance(invariants, dict) else ():
-        location = ("invariants", law)
+    named = data.get(section)
+    for law, setting in named.items() if isinstance(named, dict) else ():
+        location = (section, law)
         if law not in laws:
             errors.append({"type": "extra_forbidden", "loc": location, "msg": "", "input": setting})
-        elif isinstance(setting, dict):
+        elif isinstance(setting, dict) and section == "invariants":
             try:
                 laws[law].model_validate(setting)
             except ValidationError as error:

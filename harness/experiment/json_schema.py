@@ -10,6 +10,8 @@ from harness.experiment.checkpoint import FOLDER, HUB, PACKAGE
 from harness.experiment.key import FILE_KEYS, SECTIONS, Laws, matrix_keys
 from harness.experiment.settings import Settings
 
+_REASON = "Why it is known to be broken."
+
 
 class _Untitled(GenerateJsonSchema):
     """Pydantic's schema without titles that repeat each field's name."""
@@ -44,6 +46,12 @@ def schema(laws: Laws) -> dict[str, Any]:
         "type": "object",
         "description": properties["invariants"]["description"],
         "properties": {law: _law_schema(refs[model, "validation"], model) for law, model in laws.items()},
+        "additionalProperties": False,
+    }
+    properties["expect_broken"] = {
+        "type": "object",
+        "description": properties["expect_broken"]["description"],
+        "properties": {law: {"type": "string", "pattern": r"\S", "description": _REASON} for law in laws},
         "additionalProperties": False,
     }
     return {
@@ -112,8 +120,8 @@ def _pointer(key: str, laws: Laws, refs: Mapping[Any, dict[str, Any]]) -> dict[s
     match key.split("."):
         case [field]:
             return {"$ref": f"#/properties/{field}"}
-        case ["invariants", law]:
-            return {"$ref": f"#/properties/invariants/properties/{law}"}
+        case ["invariants" | "expect_broken" as section, law]:
+            return {"$ref": f"#/properties/{section}/properties/{law}"}
         case ["invariants", law, option]:
             return {"$ref": f"{refs[laws[law], 'validation']['$ref']}/properties/{option}"}
         case [section, field]:

@@ -31,7 +31,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
 def matrix_keys(laws: Laws) -> tuple[str, ...]:
     """Every dotted key that a matrix may set, beside those below `checkpoint.config`."""
     options = (f"invariants.{law}.{option}" for law, model in laws.items() for option in model.model_fields)
-    return (*SETTING_KEYS, *(f"invariants.{law}" for law in laws), *options)
+    by_law = (f"{section}.{law}" for section in ("invariants", "expect_broken") for law in laws)
+    return (*SETTING_KEYS, *by_law, *options)
 
 
 def known_keys(location: Location, laws: Laws) -> list[str]:
@@ -41,7 +42,7 @@ def known_keys(location: Location, laws: Laws) -> list[str]:
             return [*_fields(Settings), *FILE_KEYS]
         case (str(section),) if section in SECTIONS:
             return _fields(SECTIONS[section])
-        case ("invariants",):
+        case ("invariants" | "expect_broken",):
             return list(laws)
         case ("invariants", str(law)) if law in laws:
             return _fields(laws[law])

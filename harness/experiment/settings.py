@@ -145,6 +145,10 @@ class Settings(Declared):
     invariants: dict[str, _Switch] = Field(
         default={}, description="Laws by name: false turns one off, a mapping sets its options."
     )
+    expect_broken: dict[str, Annotated[str, Field(pattern=r"\S")]] = Field(
+        default={},
+        description="Laws that are known to be broken here, each with the reason. One that is not broken is reported.",
+    )
     benchmark: Benchmark = Field(default=Benchmark(), description="Which steps are timed.")
 
     @field_validator("checkpoint", mode="plain", json_schema_input_type=str | ArchitectureCheckpoint)

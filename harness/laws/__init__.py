@@ -6,14 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from harness.laws import agreement, head, loss, padding, training
-from harness.laws.law import OUTCOMES, Law, Outcome, Verdict, broken, held, invalid, law, not_applicable
+from harness.laws import (
+    agreement,
+    data,
+    dependence,
+    head,
+    loss,
+    objective,
+    optimizer,
+    padding,
+    slow,
+    state,
+    training,
+)
+from harness.laws.law import OUTCOMES, Law, NoOptions, Outcome, Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Record
 
 __all__ = [
     "LAWS",
     "OUTCOMES",
     "Law",
+    "NoOptions",
     "Outcome",
     "Verdict",
     "broken",
@@ -32,9 +45,25 @@ LAWS: tuple[Law, ...] = (
     loss.loss_decreases,
     padding.padding_mask_correct,
     padding.tokens_match_tokenizer,
+    data.labels_travel,
+    data.every_example_once,
     head.head_is_new,
     head.head_changes,
     head.backbone_changes,
+    optimizer.optimizer_covers_trainable,
+    optimizer.schedule_followed,
+    state.dropout_on_in_training,
+    state.no_graph_kept,
+    state.save_reload_equal,
+    objective.loss_is_the_declared_one,
+    objective.gradient_is_the_declared_one,
+    objective.update_is_the_declared_one,
+    dependence.padding_changes_nothing,
+    dependence.examples_stay_apart,
+    dependence.every_token_counts,
+    slow.overfits_one_batch,
+    slow.deterministic,
+    slow.ways_agree,
     agreement.loops_agree,
     agreement.devices_agree,
 )
@@ -63,11 +92,11 @@ def not_finished(record: Record) -> str:
 
 def _judge_one(law: Law, record: Record) -> Verdict:
     if record.finished or law.on_failure:
-        return law.judge(record, record.invariants, about=record.name)
+        return law.judge(record, about=record.name)
     return replace(not_applicable(not_finished(record)), law=law.name, about=record.name)
 
 
 def _judge_several(law: Law, cases: tuple[Record, ...], about: str) -> Verdict:
     """Cases that turn the law off are left out, unless all do."""
     on = tuple(case for case in cases if case.invariants.get(law.name) is not False) or cases
-    return law.judge(on, on[0].invariants, about=about)
+    return law.judge(on, about=about)

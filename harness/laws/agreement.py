@@ -114,7 +114,8 @@ def _agree(
     left_out = "; ".join([*missing, *unfinished])
     if not agreed:
         return invalid(left_out) if missing else not_applicable(f"fewer than two such cases finished: {left_out}")
-    return held(f"{agreed} pair{'s' * (agreed > 1)} agree" + (f"; left out: {left_out}" if left_out else ""))
+    pairs = "1 pair agrees" if agreed == 1 else f"{agreed} pairs agree"
+    return held(pairs + (f"; left out: {left_out}" if left_out else ""))
 
 
 def _no_losses(record: Record) -> str:

@@ -16,6 +16,8 @@ def labels_travel(record: Record) -> Verdict:
     seen. Exact.
     """
     labels = {example.index: example.label for example in record.examples}
+    if not record.batches or not labels.keys() >= {index for batch in record.batches for index in batch.examples}:
+        return invalid("no batch was kept, or not every example of the kept ones")
     count = 0
     for batch in record.batches:
         found = batch.tensors.get("labels")
@@ -30,8 +32,6 @@ def labels_travel(record: Record) -> Verdict:
                     f"step {batch.step + 1}, row {row} (example {index}): label {label}, declared {labels[index]}",
                     cause="labels and texts are ordered apart, or the labels are mapped to other numbers",
                 )
-    if not count:
-        return invalid("no batch was kept")
     if len(set(labels.values())) == 1:
         return vacuous(f"all examples have the label {next(iter(labels.values()))}: a mix-up would not show")
     return held(f"{count} rows")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from harness.record import Record
 
-Outcome = Literal["held", "broken", "vacuous", "invalid", "not applicable"]
+Outcome = Literal["held", "broken", "expected", "vacuous", "invalid", "not applicable"]
 OUTCOMES: tuple[Outcome, ...] = typing.get_args(Outcome)
 
 
@@ -20,7 +20,8 @@ OUTCOMES: tuple[Outcome, ...] = typing.get_args(Outcome)
 class Verdict:
     """What a law says of a record, or of several.
 
-    `invalid` is not `broken`: the evidence cannot carry a judgement, and `message` says why.
+    `invalid` is not `broken`: the evidence cannot carry a judgement, and `message` says why. `expected` is broken as
+    the experiment says it would be.
     """
 
     outcome: Outcome
@@ -68,6 +69,12 @@ def probed(record: Record, probe: str) -> Mapping[str, Any] | Verdict:
     return evidence
 
 
+class NoOptions(BaseModel):
+    """The options of a law that has none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 @dataclass(frozen=True)
 class Law:
     """A named statement about a training, and the function that judges it."""
@@ -89,15 +96,30 @@ class Law:
     on_failure: bool = False
     """It also judges a case that did not come to its end."""
 
-    def judge(self, evidence: Record | Sequence[Record], declared: Mapping[str, Any], about: str) -> Verdict:
+    def judge(self, evidence: Record | Sequence[Record], about: str) -> Verdict:
         """Judge a record, or records where the law has an `axis`, under what the experiment declares of laws."""
-        setting = declared.get(self.name, True)
+        first = evidence if isinstance(evidence, Record) else evidence[0]
+        setting = first.invariants.get(self.name, True)
         if setting is False:
             verdict = not_applicable("turned off by the experiment")
         else:
             options = self.options.model_validate(setting if isinstance(setting, dict) else {})
             verdict = self.function(evidence, **{name: getattr(options, name) for name in type(options).model_fields})
+        if (reason := first.expect_broken.get(self.name)) is not None:
+            verdict = _as_expected(verdict, reason)
         return replace(verdict, law=self.name, about=about)
+
+
+def _as_expected(verdict: Verdict, reason: str) -> Verdict:
+    """Broken is what was expected; anything that says it is not broken is news."""
+    if verdict.outcome == "broken":
+        return replace(verdict, outcome="expected", cause=reason)
+    if verdict.outcome in ("held", "vacuous"):
+        return broken(
+            f"expected to be broken ({reason}), and it is {verdict.outcome}: {verdict.message}",
+            cause="what was wrong is mended: take it out of expect_broken",
+        )
+    return verdict
 
 
 def law(

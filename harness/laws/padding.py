@@ -160,7 +160,7 @@ def _judge_row(row: Row) -> Verdict | None:
     if row.mask != expected:
         return broken(
             f"{row.place}: attention_mask is {_runs(row.mask)}, expected {_runs(expected)}",
-            cause=_mask_cause(row.mask, expected),
+            cause=_mask_cause(row, row.mask, expected),
         )
     wrong = [place for place, bit in enumerate(expected) if bit == 0 and row.ids[place] != row.pad]
     if wrong:
@@ -172,11 +172,11 @@ def _judge_row(row: Row) -> Verdict | None:
     return None
 
 
-def _mask_cause(mask: tuple[int, ...], expected: tuple[int, ...]) -> str:
+def _mask_cause(row: Row, mask: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if row.other_side:
+        return "padding is on the other side than the tokenizer's padding_side"
     if mask == tuple(1 - bit for bit in expected):
         return "the polarity is inverted: 1 must stand for a real token"
-    if mask == expected[::-1]:
-        return "padding is on the other side than the tokenizer's padding_side"
     if all(bit == 1 for bit in mask):
         return "the mask is all ones: it was made without looking at padding"
     if all(bit == 0 for bit in mask):

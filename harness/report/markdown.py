@@ -9,7 +9,7 @@ from tabulate import tabulate
 from harness.laws import Verdict
 from harness.record import Environment
 from harness.report.summary import Row, Summary
-from harness.report.table import HEADERS, cells
+from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
 
 
@@ -61,11 +61,15 @@ def _environment(environment: Environment) -> str:
 
 def _escape(text: str) -> str:
     """Text of an experiment must not become markup, nor a line of its own."""
-    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", " ".join(text.splitlines()))
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", _line(text))
 
 
 def _code(text: str) -> str:
     """Text as code, between more backticks in a row than it holds itself."""
-    text = " ".join(text.splitlines())
+    text = _line(text)
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def _line(text: str) -> str:
+    return printable(" ".join(text.splitlines()))

@@ -48,12 +48,12 @@ class Summary:
 
     @property
     def tally(self) -> str:
-        """``3 cases: 2 finished, 1 skipped; 18 laws held, 1 broken``."""
+        """``3 cases: 2 finished, 1 skipped; laws: 18 held, 1 broken``."""
         outcomes = Counter(row.outcome for row in self.rows)
         verdicts = Counter(
             verdict.outcome for verdict in [*(v for row in self.rows for v in row.verdicts), *self.agreements]
         )
-        cases = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        cases = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()) or "none finished"
         laws = ", ".join(f"{verdicts[kind]} {kind}" for kind in OUTCOMES[:-1] if verdicts[kind])
         return f"{len(self.rows)} case{'s' * (len(self.rows) != 1)}: {cases}; laws: {laws or 'none judged'}"
 

@@ -45,3 +45,8 @@ def _rate(rate: Rate) -> str:
 
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def printable(text: str) -> str:
+    """Text of an experiment must not command the terminal: control characters are spelled out."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

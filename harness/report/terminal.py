@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from harness.laws import Verdict
 from harness.report.summary import Summary
-from harness.report.table import HEADERS, cells
+from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
 
 
@@ -14,7 +14,7 @@ def terminal(summary: Summary) -> str:
     """The table, then what is broken, then what is missing and why."""
     table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
     parts = [table, *(_broken(verdict) for verdict in summary.broken), _reasons(summary), *summary.problems]
-    return _printable("\n\n".join(part for part in [*parts, summary.tally] if part))
+    return printable("\n\n".join(part for part in [*parts, summary.tally] if part))
 
 
 def _broken(verdict: Verdict) -> str:
@@ -34,8 +34,3 @@ def _reasons(summary: Summary) -> str:
         if row.outcome == "finished" and isinstance(row.speed, NotMeasured)
     ]
     return "\n".join([*unfinished, *void])
-
-
-def _printable(text: str) -> str:
-    """Text of an experiment must not command the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

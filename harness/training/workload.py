@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,6 +17,16 @@ from harness import experiment
 from harness.training import data
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
+
+
+class Watching(Protocol):
+    """Whoever is told of a loop's steps."""
+
+    def begin(self, optimizer: Any) -> None:
+        """The loop is about to fetch its first batch."""
+
+    def step_done(self, loss: torch.Tensor) -> None:
+        """A step is over; `loss` is what was back-propagated."""
 
 
 @dataclass(frozen=True)

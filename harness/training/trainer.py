@@ -1,0 +1,65 @@
+"""`transformers.Trainer` as the `trainer` loop uses it: with the batches of the workload, and watched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from harness.training.workload import Watching, Workload
+
+
+def arguments(work: Workload, folder: str) -> TrainingArguments:
+    """What the experiment declares, in the Trainer's words; `folder` is for what it may write."""
+    train = work.train
+    said = TrainingArguments(
+        output_dir=folder,
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        learning_rate=train.learning_rate,
+        seed=train.seed,
+        max_grad_norm=0,  # the custom loop does not clip either
+        bf16=work.precision == "bf16",
+        use_cpu=work.device.torch.type == "cpu",
+        remove_unused_columns=False,  # the index of an example travels to the collator
+        dataloader_pin_memory=work.device.torch.type == "cuda",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    said._n_gpu = min(said.n_gpu, 1)  # else several GPUs mean nn.DataParallel over all of them
+    return said
+
+
+class WatchedTrainer(Trainer):
+    """The Trainer, saying when it begins and when a step is done."""
+
+    def __init__(self, *, work: Workload, watch: Watching, **kwargs: Any) -> None:
+        self._order = work.order()
+        self._loss = torch.tensor(float("nan"))
+        super().__init__(**kwargs)
+        self.data_collator: Any = work.drawn.noting(self.data_collator)
+        self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
+        self.add_callback(_Tell(self, watch))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self._order
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Keep the raw loss of the step: the log averages it and can hide a NaN."""
+        self._loss = super().training_step(*args, **kwargs)
+        return self._loss
+
+
+class _Tell(TrainerCallback):
+    def __init__(self, trainer: WatchedTrainer, watch: Watching) -> None:
+        self._trainer = trainer
+        self._watch = watch
+
+    def on_train_begin(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+        self._watch.begin(optimizer)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.step_done(self._trainer._loss)

@@ -1,0 +1,295 @@
+"""The laws over the twin, the optimizer, the data and what is saved, on records written by hand."""
+
+import math
+from typing import Any
+
+import pytest
+from records import HEALTHY, PROBES, RATE, TWIN_STEP, record, trained
+from test_laws import Judged, check, each, rows, verdict
+
+from harness.record import Group, Record
+
+
+def twin(number: int, **changes: Any) -> Record:
+    """The healthy record, but for one step of the loop on the twin, counted from 1."""
+    steps = [{**TWIN_STEP, **changes} if place == number else TWIN_STEP for place in (1, 2, 3)]
+    return record(probes={"steps": {"steps": steps}})
+
+
+def probe(name: str, **changes: Any) -> Record:
+    """The healthy record, but for what a probe left."""
+    return record(probes={name: {**PROBES[name], **changes}})
+
+
+def group(**changes: Any) -> Record:
+    """The healthy record, but for the optimizer's one group."""
+    assert HEALTHY.optimizer is not None
+    return record(optimizer={"groups": (Group(**{**dict(HEALTHY.optimizer.groups[0]), **changes}),)})
+
+
+def drawn(*batches: tuple[int, ...], **settings: Any) -> Record:
+    """A training that drew these examples."""
+    base = trained([0.7] * len(batches), settings={f"train.{name}": value for name, value in settings.items()})
+    return record(base, steps={"examples": batches})
+
+
+def warming(*rates: float) -> Record:
+    """A training with these learning rates, of which four steps are declared as warm-up."""
+    return record(trained([0.7] * len(rates), settings={"train.warmup_steps": 4}), steps={"learning_rate": rates})
+
+
+ACCEPTED = (
+    Judged("loss_is_the_declared_one", "equal", HEALTHY, "3 steps; gradients differ by at most 5e-08"),
+    Judged("loss_is_the_declared_one", "a rounding apart", twin(2, loss=0.7 + 9e-6, logits_gradient=9e-5)),
+    Judged("gradient_is_the_declared_one", "equal", HEALTHY, "3 steps; they differ by at most 1e-07"),
+    Judged("update_is_the_declared_one", "equal", HEALTHY, "3 steps of AdamW"),
+    Judged("update_is_the_declared_one", "nothing to move at a rate of 0", twin(1, update=0.0, update_expected=0.0)),
+    Judged("update_is_the_declared_one", "no nearer than fp32", twin(1, update=4e-5, update_rounding=4e-5)),
+    Judged("optimizer_covers_trainable", "all, once, as declared", HEALTHY, "5 parameters in 1 group"),
+    Judged("schedule_followed", "constant", HEALTHY, "8 steps, last at 0.001"),
+    Judged("schedule_followed", "warm-up", warming(0.0, RATE / 4, RATE / 2, 3 * RATE / 4, RATE, RATE)),
+    Judged("labels_travel", "each with its own", HEALTHY, "4 rows"),
+    Judged("every_example_once", "in the order of the data", HEALTHY, "4 whole epochs of 4 examples"),
+    Judged("every_example_once", "shuffled", drawn((2, 0), (1, 3), (3, 0), (2, 1), shuffle=True), "2 whole epochs"),
+    Judged("every_example_once", "an epoch in part", drawn((2, 0), (1,), shuffle=True), "3 of 4 examples"),
+    Judged("dropout_on_in_training", "on", HEALTHY, "3 modules"),
+    Judged("no_graph_kept", "none", HEALTHY, "at most 0 alive"),
+    Judged("no_graph_kept", "one lives until the next", record(steps={"graphs": (0, *(1,) * 7)}), "at most 1 alive"),
+    Judged("save_reload_equal", "equal", HEALTHY, "weights, logits, tokenizer and label names"),
+    Judged("padding_changes_nothing", "rounding", HEALTHY, "4 examples of 3 to 6 tokens move by 3e-07"),
+    Judged("examples_stay_apart", "exactly 0", HEALTHY, "4 examples"),
+    Judged("every_token_counts", "all do", HEALTHY, "18 tokens of 4 examples"),
+    Judged("overfits_one_batch", "learnt", HEALTHY, "from 0.7000 to 0.0300 in 4 steps"),
+    Judged("deterministic", "bit for bit", HEALTHY, "8 steps"),
+    Judged("ways_agree", "all ways it has", HEALTHY, "two micro batches, gradient checkpointing, attention eager"),
+)
+
+REJECTED = (
+    Judged(
+        "loss_is_the_declared_one",
+        "scaled",
+        twin(1, loss=1.4, logits_gradient=1.0, logits_gradient_scale=2.0),
+        ("step 1 on the twin", "loss 1.4, cross-entropy of the same logits 0.7", "differ by 1, allowed 0.0001"),
+        "scaled by 2",
+    ),
+    Judged("loss_is_the_declared_one", "value agrees, gradient not", twin(2, logits_gradient=0.66), "step 2"),
+    Judged("loss_is_the_declared_one", "maximised", twin(1, loss=-0.7, logits_gradient_scale=-1.0), "", "the sign"),
+    Judged("loss_is_the_declared_one", "softmax twice", twin(1, logits_are_probabilities=True), "", "a softmax before"),
+    Judged("loss_is_the_declared_one", "no gradient", twin(1, logits_gradient="NaN"), "differ by nan"),
+    Judged(
+        "gradient_is_the_declared_one",
+        "not cleared",
+        twin(2, gradient=0.9, gradient_norm=1.9),
+        ("step 2 on the twin", "differ by 0.9", "most in bert.layer.query.weight", "norm 1.9, expected 1.2"),
+        "not cleared",
+    ),
+    Judged("gradient_is_the_declared_one", "scaled", twin(1, gradient=3.0, gradient_norm=4.8), "", "scaled by 4"),
+    Judged(
+        "gradient_is_the_declared_one",
+        "none",
+        twin(1, gradient=0.2, gradient_missing=["classifier.bias"]),
+        "none at all: classifier.bias",
+        "frozen, or detached",
+    ),
+    Judged("gradient_is_the_declared_one", "NaN", twin(3, gradient=math.nan), "differ by nan"),
+    Judged("update_is_the_declared_one", "another decay", twin(1, update=1e-3), "differs by 0.0025", "weight decay"),
+    Judged("update_is_the_declared_one", "skipped", twin(2, update=0.4), "step 2 on the twin", "did not move"),
+    Judged(
+        "update_is_the_declared_one",
+        "another rate",
+        twin(1, update=0.2, rate=RATE / 2),
+        "learning rate used 0.0005, declared 0.001",
+        "learning rate is not the declared one",
+    ),
+    Judged("update_is_the_declared_one", "NaN", twin(1, update=math.nan)),
+    Judged(
+        "optimizer_covers_trainable",
+        "left out",
+        record(optimizer={"outside": ("classifier.bias",)}),
+        "1 trainable parameters are not in the optimizer: classifier.bias",
+        "left out of its parameter groups",
+    ),
+    Judged(
+        "optimizer_covers_trainable",
+        "copies",
+        record(optimizer={"outside": ("classifier.bias",), "strangers": 1}),
+        "It holds 1 tensors that are not the model's",
+        "made from other tensors",
+    ),
+    Judged("optimizer_covers_trainable", "twice", record(optimizer={"twice": ("classifier.bias",)}), "more than once"),
+    Judged("optimizer_covers_trainable", "decay", group(weight_decay=0.0), "weight_decay is 0.0, declared 0.01"),
+    Judged(
+        "optimizer_covers_trainable", "betas", group(betas=(0.9, 0.99)), "betas is [0.9, 0.99], declared [0.9, 0.999]"
+    ),
+    Judged("optimizer_covers_trainable", "eps", group(eps=1e-3), "eps is 0.001, declared 1e-08"),
+    Judged(
+        "schedule_followed",
+        "decays",
+        record(steps={"learning_rate": (*(RATE,) * 7, RATE / 2)}),
+        "step 8 of 8 used a learning rate of 0.0005, declared 0.001",
+        "stepped another number of times",
+    ),
+    Judged("schedule_followed", "no warm-up", warming(RATE, RATE, RATE, RATE, RATE), "step 1 of 5"),
+    Judged("schedule_followed", "never stepped", record(steps={"learning_rate": (math.nan,) * 8}), "", "did not step"),
+    Judged(
+        "labels_travel",
+        "mixed up",
+        rows("labels", [0, 1]),
+        "step 1, row 0 (example 0): label 0, declared 1",
+        "ordered apart",
+    ),
+    Judged("labels_travel", "none", rows("labels", None), "no labels among the model's arguments"),
+    Judged("labels_travel", "too few", rows("labels", [1]), "1 labels for 2 examples"),
+    Judged(
+        "every_example_once",
+        "with replacement",
+        drawn((0, 1), (1, 3), shuffle=True),
+        "epoch 1: example 1 was drawn 2 times, example 2 never",
+        "with replacement",
+    ),
+    Judged(
+        "every_example_once",
+        "same order each epoch",
+        drawn((2, 0), (1, 3), (2, 0), (1, 3), shuffle=True),
+        "all 2 epochs have the same order",
+        "set_epoch",
+    ),
+    Judged("every_example_once", "shuffled against the declaration", drawn((2, 0), (1, 3)), "train.shuffle is false"),
+    Judged(
+        "dropout_on_in_training",
+        "off",
+        record(modes={"step": 4, "off": ("bert.dropout", "dropout")}),
+        "step 5: 2 of 3 such modules were in eval mode: bert.dropout, dropout",
+        "model.train() is missing",
+    ),
+    Judged(
+        "no_graph_kept",
+        "all",
+        record(steps={"graphs": tuple(range(8))}),
+        "7 graphs of earlier steps are alive after step 8",
+        "loss.detach()",
+    ),
+    Judged("save_reload_equal", "head lost", probe("saved", weights=["classifier.weight"]), "1 weights differ"),
+    Judged("save_reload_equal", "does not load", probe("saved", failed="RuntimeError: no"), "does not load: Runtime"),
+    Judged("save_reload_equal", "logits", probe("saved", logits=0.1), "logits differ by 0.1", "a buffer"),
+    Judged("save_reload_equal", "tokenizer", probe("saved", tokens=["plain words"]), "reads 'plain words' differently"),
+    Judged("save_reload_equal", "label names", probe("saved", settings=["id2label"]), "not saved: id2label"),
+    Judged(
+        "padding_changes_nothing",
+        "more padding",
+        probe("padding", more_padding=[1e-7, 0.05, 1e-7, 1e-7]),
+        ("example 2 (4 tokens): its logits move by 0.05", "with more padding than needed, allowed 0.0001"),
+        "the mask does not reach",
+    ),
+    Judged("padding_changes_nothing", "NaN", probe("padding", batch=[0.0, 0.0, "NaN", 0.0]), "example 3"),
+    Judged(
+        "examples_stay_apart", "rows mix", probe("dependence", others=0.01), "tokens of another", "batch statistics"
+    ),
+    Judged("examples_stay_apart", "padding", probe("dependence", padding=1e-9), "gradient 1e-09", "attention mask"),
+    Judged(
+        "every_token_counts",
+        "last one masked",
+        probe("dependence", dead=[[], [], [4], []]),
+        "example 3: 1 of 5 tokens have no influence at all, at positions 4",
+        "masked, or lie behind",
+    ),
+    Judged("every_token_counts", "ignored", probe("dependence", dead=[[0, 1, 2], [], [], []]), "", "input is ignored"),
+    Judged("overfits_one_batch", "a floor", probe("overfit", loss=[0.7, 0.35, 0.32]), "at most 0.0700", "has a floor"),
+    Judged("deterministic", "not", probe("determinism", second="c" * 64), "weights differ after 8 steps", "seed"),
+    Judged("deterministic", "seed unused", probe("determinism", other_seed="a" * 64), "another seed gives the same"),
+    Judged(
+        "ways_agree",
+        "a kernel",
+        probe("equivalence", attention_sdpa=0.2),
+        "attention sdpa: the gradient differs by 0.2, allowed 0.001",
+        "ignores the mask",
+    ),
+    Judged("ways_agree", "NaN", probe("equivalence", two_micro_batches="NaN"), "two micro batches"),
+)
+
+VACUOUS = (
+    Judged(
+        "labels_travel",
+        "one label",
+        record(
+            examples=tuple(one.model_copy(update={"label": 1}) for one in HEALTHY.examples),
+            batches=tuple(
+                one.model_copy(update={"tensors": {**one.tensors, "labels": (1, 1)}}) for one in HEALTHY.batches
+            ),
+        ),
+        "all examples have the label 1",
+    ),
+    Judged("dropout_on_in_training", "no dropout", record(modes={"stochastic": 0}), "neither dropout nor"),
+    Judged("padding_changes_nothing", "one length", probe("padding", lengths=[3, 3, 3, 3]), "have 3 tokens"),
+    Judged("padding_changes_nothing", "no power", probe("padding", nothing_masked=[1e-7] * 4), "does not read padding"),
+    Judged("examples_stay_apart", "one example", probe("dependence", lengths=[3]), "one example only"),
+    Judged("overfits_one_batch", "one label", probe("overfit", labels=[1, 1]), "one label only"),
+)
+
+PROBED = {
+    "loss_is_the_declared_one": "steps",
+    "gradient_is_the_declared_one": "steps",
+    "update_is_the_declared_one": "steps",
+    "save_reload_equal": "saved",
+    "padding_changes_nothing": "padding",
+    "examples_stay_apart": "dependence",
+    "every_token_counts": "dependence",
+    "overfits_one_batch": "overfit",
+    "deterministic": "determinism",
+    "ways_agree": "equivalence",
+}
+
+
+@each(*ACCEPTED)
+def test_accepts(judged: Judged) -> None:
+    """A right training keeps the law."""
+    check(judged, "held")
+
+
+@each(*REJECTED)
+def test_rejects(judged: Judged) -> None:
+    """A wrong training breaks the law, and the verdict names what, where, and the likely cause."""
+    check(judged, "broken")
+
+
+@each(*VACUOUS)
+def test_says_when_it_could_not_have_failed(judged: Judged) -> None:
+    """Where nothing could have been found, finding nothing is not called held."""
+    check(judged, "vacuous")
+
+
+@pytest.mark.parametrize(("law", "name"), PROBED.items())
+def test_without_its_probe_a_law_says_nothing(law: str, name: str) -> None:
+    """A record of a run that did not ask for the evidence is not judged by it."""
+    rest = {other: evidence for other, evidence in PROBES.items() if other != name}
+    check(
+        Judged(law, "", HEALTHY.model_copy(update={"probes": rest}), f"the probe {name} did not run"), "not applicable"
+    )
+
+
+@pytest.mark.parametrize(("law", "name"), PROBED.items())
+def test_with_a_failed_probe_a_law_is_invalid(law: str, name: str) -> None:
+    """A probe that failed is neither a held nor a broken law."""
+    failed = record(probes={name: {"error": "ValueError: no"}})
+    check(Judged(law, "", failed, f"the probe {name} failed: ValueError: no"), "invalid")
+
+
+def test_an_expected_break_is_expected() -> None:
+    """A law that the experiment expects to be broken is no alarm, and its reason is the cause."""
+    known = record(twin(1, gradient=3.0), expect_broken={"gradient_is_the_declared_one": "transformers#47688"})
+    found = verdict("gradient_is_the_declared_one", known)
+    assert (found.outcome, found.cause) == ("expected", "transformers#47688")
+
+
+def test_an_expected_break_that_is_mended_is_broken() -> None:
+    """The day the law holds again, the experiment says so."""
+    check(
+        Judged(
+            "gradient_is_the_declared_one",
+            "",
+            record(expect_broken={"gradient_is_the_declared_one": "transformers#47688"}),
+            "expected to be broken (transformers#47688), and it is held",
+            "take it out of expect_broken",
+        ),
+        "broken",
+    )

@@ -1,0 +1,204 @@
+"""Reports: from records to a summary, and from a summary to text.
+
+After a change that is meant, `python tests/test_report.py` writes the goldens anew; look at their diff.
+"""
+
+from pathlib import Path
+
+import pytest
+from fake_engine import ENVIRONMENT
+from records import HEALTHY, case, record
+
+from harness.laws import Verdict
+from harness.record import Environment, Memory
+from harness.report import Row, Summary, markdown, summarise, terminal
+from harness.throughput import NotMeasured, Rate, Throughput
+
+GOLDENS = Path(__file__).parent / "goldens"
+PRINTERS = {".txt": terminal, ".md": markdown}
+
+SPEED = Throughput(
+    seconds=(0.5, 0.25, 1.0),
+    samples_per_second=Rate(4.0, 2.0, 8.0),
+    tokens_per_second=Rate(1234.5, 99.96, 20000.0),
+    padding=0.255,
+    warmup_steps=3,
+)
+
+
+def row(name: str, *outcomes: str, **changes: object) -> Row:
+    """A finished case, with a verdict for each outcome."""
+    fields = {
+        "name": name,
+        "outcome": "finished",
+        "reason": "",
+        "verdicts": tuple(Verdict(outcome, "its message", "", "some_law", name) for outcome in outcomes),
+        "first_loss": 0.70312,
+        "last_loss": 0.09876,
+        "speed": SPEED,
+        "memory": Memory(peak_bytes=1536 * 2**20, kind="allocated on the device"),
+    }
+    return Row(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def unfinished(name: str, outcome: str, reason: str, *verdicts: Verdict) -> Row:
+    """A case that did not come to its end."""
+    speed = NotMeasured(reason)
+    return row(
+        name, outcome=outcome, reason=reason, verdicts=verdicts, first_loss=None, last_loss=None, speed=speed,
+        memory=Memory(),
+    )  # fmt: skip
+
+
+COURSE = "experiments/course.yaml"
+ORDINARY = Summary(
+    rows=(
+        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable"),
+        row(
+            f"{COURSE}::cpu-trainer",
+            verdicts=(
+                Verdict("held", "20 losses, all finite", "", "loss_finite", f"{COURSE}::cpu-trainer"),
+                Verdict(
+                    "broken",
+                    "classifier.bias moved by 0 (its own scale: 0), expected at least 5e-06",
+                    "the optimizer does not hold it",
+                    "head_changes",
+                    f"{COURSE}::cpu-trainer",
+                ),
+                Verdict("invalid", "4 steps are too few", "", "loss_decreases", f"{COURSE}::cpu-trainer"),
+            ),
+            speed=NotMeasured("1 timed steps after 3 of warm-up: at least 3 are needed"),
+            memory=Memory(kind="not measured"),
+        ),
+        unfinished(f"{COURSE}::cuda-custom", "skipped", "no CUDA device: torch 2.11.0 is built without CUDA"),
+        unfinished(
+            f"{COURSE}::cuda-trainer",
+            "crashed",
+            "ValueError: a broken thing",
+            Verdict("broken", "crashed: ValueError: a broken thing", "", "trains", f"{COURSE}::cuda-trainer"),
+        ),
+        unfinished("experiments/long name of a file.yaml::cpu", "interrupted", "stopped by Ctrl-C"),
+    ),
+    agreements=(
+        Verdict("held", "1 pair agree", "", "loops_agree", "experiments/tiny.yaml"),
+        Verdict(
+            "broken",
+            "cpu-custom and cpu-trainer: loss differs first at step 2: 0.7 and 0.6, allowed 1e-05",
+            "the optimizer's settings",
+            "loops_agree",
+            COURSE,
+        ),
+    ),
+    environments=(ENVIRONMENT, ENVIRONMENT.model_copy(update={"device": "NVIDIA H200", "dirty": True})),
+    problems=("reports/records/20260131T120000Z-3f9a.jsonl:7: torn line, not used",),
+)
+
+EVIL = "a|b`c*d_e[f](g)<script>&lt;#1~~h~~\\\n# i\r\n- j\x1b[31m\u2028k\x07"
+HOSTILE = Summary(
+    rows=(row(EVIL, "held"), unfinished("``quoted`` `name`", "skipped", EVIL)),
+    agreements=(Verdict("broken", EVIL, EVIL, EVIL, EVIL),),
+    environments=(Environment(device=EVIL, platform=EVIL, versions={EVIL: EVIL}, commit=EVIL),),
+    problems=(EVIL,),
+)
+
+
+def text(summary: Summary, suffix: str) -> str:
+    """A report, with one line end at its end."""
+    return PRINTERS[suffix](summary).rstrip("\n") + "\n"
+
+
+SUMMARIES = {"ordinary": ORDINARY, "hostile": HOSTILE, "empty": Summary((), (), (), ("a.jsonl:1: torn line",))}
+
+
+@pytest.mark.parametrize("suffix", PRINTERS)
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_reports_are_as_the_goldens_have_them(name: str, suffix: str) -> None:
+    """A summary is printed to the letter as somebody has looked at it and found it right."""
+    assert text(SUMMARIES[name], suffix) == (GOLDENS / f"{name}{suffix}").read_text(encoding="utf-8")
+
+
+def test_text_does_not_become_markup() -> None:
+    """What Markdown could read as markup or as a line of its own is escaped, or stands as code."""
+    lines = markdown(HOSTILE).splitlines()
+
+    assert not [line for line in lines if line.startswith(("# i", "- j", "k"))]
+    assert {line.count("|") - line.count("\\|") for line in lines if line.startswith("|")} == {8}
+    outside_code = [line for line in lines if "`" not in line.replace("\\`", "")]
+    for line in outside_code:
+        assert "<script>" not in line
+        assert "[f](g)" not in line
+
+
+def test_a_name_with_backticks_stays_code() -> None:
+    """Code is fenced by more backticks than it holds in a row."""
+    assert "- ``` ``quoted`` `name` ```: skipped: " in markdown(HOSTILE)
+
+
+def test_text_does_not_command_the_terminal() -> None:
+    """Control characters are spelled out, in the terminal and for who prints the Markdown there."""
+    for printer in PRINTERS.values():
+        assert all(character.isprintable() or character == "\n" for character in printer(HOSTILE))
+
+
+def test_of_several_records_of_a_case_the_last_counts() -> None:
+    """A case that ran again, in the same run or a later one, is one row, where it first stood."""
+    first, other, again = case("cpu-one"), case("cpu-two"), record(case("cpu-one"), outcome="crashed")
+
+    rows = summarise([first, other, again]).rows
+
+    assert [(row.name.split("::")[1], row.outcome) for row in rows] == [("cpu-one", "crashed"), ("cpu-two", "finished")]
+
+
+def test_a_healthy_record_has_nothing_broken() -> None:
+    """Verdicts, losses, throughput and memory of a record reach its row."""
+    (only,) = summarise([record(HEALTHY, memory=Memory(peak_bytes=5))]).rows
+
+    assert only.count("broken") == 0
+    assert only.count("held") > 0
+    assert (only.first_loss, only.last_loss) == (0.7, 0.2)
+    assert isinstance(only.speed, Throughput)
+    assert only.memory.peak_bytes == 5
+
+
+def test_broken_laws_come_in_the_order_of_the_cases() -> None:
+    """Laws of the cases first, in their order; then agreements."""
+    flat = {"loss": (0.5,) * 8}
+    trainer = case("cpu-trainer", steps=flat)
+
+    summary = summarise([case("cpu-custom"), trainer])
+
+    assert [(verdict.about.rpartition("/")[2], verdict.law) for verdict in summary.broken] == [
+        ("a.yaml::cpu-trainer", "loss_decreases"),
+        ("a.yaml", "loops_agree"),
+    ]
+
+
+def test_agreements_that_do_not_apply_are_left_out() -> None:
+    """One case has nothing to agree with, and no line about it."""
+    assert summarise([HEALTHY]).agreements == ()
+
+
+def test_environments_are_shown_once() -> None:
+    """Where several cases ran in one place it is named once; a case that did not finish says nothing of it."""
+    here, there = (Environment(device=name) for name in ("here", "there"))
+    records = [
+        record(case("cpu-one"), environment=here),
+        record(case("cpu-two"), environment=here),
+        record(case("cpu-three"), environment=there, outcome="crashed"),
+    ]
+
+    assert summarise(records).environments == (here,)
+
+
+def test_the_tally_counts_cases_and_laws() -> None:
+    """The one line that sums up names each outcome that occurs, and no other."""
+    assert ORDINARY.tally == (
+        "5 cases: 2 finished, 1 skipped, 1 crashed, 1 interrupted; laws: 4 held, 3 broken, 1 invalid"
+    )
+    assert summarise([]).tally == "0 cases: none finished; laws: none judged"
+
+
+if __name__ == "__main__":
+    for name, summary in SUMMARIES.items():
+        for suffix in PRINTERS:
+            (GOLDENS / f"{name}{suffix}").write_text(text(summary, suffix), encoding="utf-8")
