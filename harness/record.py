@@ -6,6 +6,7 @@ of valid JSON: numbers that are not finite are spelled ``"NaN"``, ``"Infinity"``
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -141,6 +142,12 @@ class Steps(Part):
     """Index of every example of the batch."""
     graphs: tuple[int, ...] = ()
     """Autograd graphs of earlier steps that are still alive at the end of this one."""
+
+
+    @property
+    def first_not_finite(self) -> int | None:
+        """The first step, counted from 0, whose loss is NaN or infinite."""
+        return next((step for step, loss in enumerate(self.loss) if not math.isfinite(loss)), None)
 
 
 class Parameter(Part):

@@ -180,7 +180,7 @@ ACCEPTED = (
         "new: nothing",
     ),
     Judged("head_changes", "both moved", HEALTHY, "2 new parameters moved; least: classifier.weight by 0.006"),
-    Judged("head_changes", "a tenth of a step is enough", heads(furthest=0.11 * RATE)),
+    Judged("head_changes", "a tenth of a step is enough", heads(furthest=0.1 * RATE)),
     Judged("head_changes", "back at its start in the end", heads(change=0.0)),
     Judged(
         "head_changes",
@@ -261,6 +261,13 @@ REJECTED = (
         "loss is nan at step 1 of 8; examples",
         "the weights or this batch",
     ),
+    Judged(
+        "loss_finite",
+        "seen up to the step before",
+        record(steps=Steps(loss=(0.5, NAN), learning_rate=(RATE,), examples=((0, 1),))),
+        "examples of that batch: unknown",
+        "the update of step 1 (learning rate 0.001)",
+    ),
     Judged("loss_finite", "examples unknown", record(steps=Steps(loss=(0.5, -INF))), "examples of that batch: unknown"),
     Judged(
         "loss_decreases",
@@ -274,6 +281,7 @@ REJECTED = (
     Judged("loss_decreases", "rises", trained([0.5, 0.6, 0.7, 0.8]), "at most 0.4500", "it rises"),
     Judged("loss_decreases", "a negative loss that rises", trained([-1.0, -1.0, -0.9, -0.95]), "at most -1.1000"),
     Judged("loss_decreases", "exactly 0 from the start", trained([0.0] * 8), "", "exactly 0 at every step"),
+    Judged("loss_decreases", "0 at first only", trained([0.0, 0.5, 0.6, 0.7]), "at most 0.0000", "it rises"),
     Judged(
         "loss_decreases",
         "no learning rate",
@@ -510,6 +518,13 @@ REJECTED = (
         record(heads(furthest=0.0, gradient=None), steps={"learning_rate": (NAN,) * 8}),
         "moved by 0",
         "the optimizer never steps",
+    ),
+    Judged(
+        "head_changes",
+        "the optimizer leaves out one step",
+        record(heads(furthest=0.0), steps={"learning_rate": at(HEALTHY.steps.learning_rate, 3, NAN)}),
+        "moved by 0",
+        "has a gradient",
     ),
     Judged("head_changes", "NaN", heads(furthest=NAN), "classifier.weight is nan away from its start"),
     Judged("head_changes", "infinite", heads(furthest=INF), "classifier.weight is inf away from its start"),

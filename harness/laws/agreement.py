@@ -9,7 +9,6 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
-from harness.laws.loss import first_not_finite
 from harness.record import Record
 
 LOOP_TOLERANCE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1.5e-2, ("cuda", "fp32"): 1e-3, ("cuda", "bf16"): 1.5e-2}
@@ -100,10 +99,10 @@ def _agree(
     missing: list[str] = []
     for group in several:
         comparable = []
-        for record in group:
-            if reason := _no_losses(record):
-                unfinished.append(f"{record.case}: {reason}")
-            elif reason := _lacks(record) or lacks(record):
+        unfinished += [f"{record.case}: {reason}" for record in group if (reason := _no_losses(record))]
+        trained = [record for record in group if not _no_losses(record)]
+        for record in trained if len(trained) > 1 else ():
+            if reason := _lacks(record) or lacks(record):
                 missing.append(f"{record.case}: {reason}")
             else:
                 comparable.append(record)
@@ -122,7 +121,7 @@ def _no_losses(record: Record) -> str:
     """Why the case came to no losses that can be compared; empty where it did."""
     if not record.finished:
         return record.reason or record.outcome
-    step = first_not_finite(record)
+    step = record.steps.first_not_finite
     return "" if step is None else f"loss is {record.steps.loss[step]} at step {step + 1}, see loss_finite"
 
 

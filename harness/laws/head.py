@@ -10,7 +10,6 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
-from harness.laws.loss import first_not_finite
 from harness.record import Parameter, Record
 
 HEAD_REACH = 0.1
@@ -149,7 +148,7 @@ def backbone_changes(record: Record) -> Verdict:
 def _cannot_move(record: Record) -> Verdict | None:
     if not record.steps.loss:
         return invalid("no loss was seen")
-    step = first_not_finite(record)
+    step = record.steps.first_not_finite
     if step is not None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
     if _reach(record) == 0:

@@ -61,6 +61,9 @@ def invalid(message: str) -> Verdict:
 
 def probed(record: Record, probe: str) -> Mapping[str, Any] | Verdict:
     """What a probe left, or the verdict of a law that cannot do without."""
+    step = record.steps.first_not_finite
+    if step is not None:
+        return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
     evidence = record.probes.get(probe)
     if evidence is None:
         return not_applicable(f"the probe {probe} did not run")

@@ -12,11 +12,6 @@ from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Record
 
 
-def first_not_finite(record: Record) -> int | None:
-    """The first step, counted from 0, whose loss is NaN or infinite."""
-    return next((step for step, loss in enumerate(record.steps.loss) if not math.isfinite(loss)), None)
-
-
 @law()
 def loss_finite(record: Record) -> Verdict:
     """The raw loss of every step is a finite number.
@@ -27,7 +22,7 @@ def loss_finite(record: Record) -> Verdict:
     losses = record.steps.loss
     if not losses:
         return invalid("no loss was seen: the model's forward returned none")
-    step = first_not_finite(record)
+    step = record.steps.first_not_finite
     if step is None:
         return held(f"{len(losses)} losses, all finite")
     before = ", ".join(f"{loss:.4g}" for loss in losses[max(0, step - 3) : step])
@@ -64,7 +59,7 @@ def loss_decreases(
     width = window or max(1, len(losses) // 4)
     if len(losses) < 2 * width or len(losses) < 4:
         return invalid(f"{len(losses)} steps are too few for two windows of {max(width, 2)}")
-    step = first_not_finite(record)
+    step = record.steps.first_not_finite
     if step is not None:
         return not_applicable(f"the loss is {losses[step]} at step {step + 1}: see loss_finite")
     first, last = _mean(losses[:width]), _mean(losses[-width:])

@@ -96,10 +96,10 @@ def _gradient_cause(number: int, step: Step) -> str:
     ratio = step["gradient_norm"] / step["reference_norm"] if step["reference_norm"] else math.nan
     if step["gradient_missing"]:
         return "those parameters are frozen, or detached from the loss"
-    if number > 1:
-        return "the gradients of the step before were not cleared (zero_grad), or belong to another batch"
     if math.isfinite(ratio) and abs(_number(step["gradient"]) - abs(ratio - 1)) < 1e-3:
         return f"every gradient is scaled by {ratio:.3g}: loss normalisation, or clipping that is not declared"
+    if number > 1:
+        return "the gradients of the step before were not cleared (zero_grad), or belong to another batch"
     return "the loss that was back-propagated is not the one of this batch"
 
 

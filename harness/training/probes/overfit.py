@@ -43,20 +43,27 @@ def overfit(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
 
 def _different_labels(work: Workload) -> list[int]:
-    """Indices that go round the labels, so that no label is in the majority for want of another."""
+    """Indices that go round the labels, the longest texts first: cut to one length, those differ the most."""
     by_label: dict[int, list[int]] = {}
-    for index in range(len(work.examples)):
+    for index in sorted(range(len(work.examples)), key=lambda index: -work.examples.lengths[index]):
         by_label.setdefault(work.examples[index]["label"], []).append(index)
-    return [group[place] for place in range(ROWS) for group in by_label.values() if place < len(group)][
-        : max(ROWS, len(by_label))
-    ]
+    rounds = range(max(map(len, by_label.values())))
+    turns = [group[turn] for turn in rounds for group in by_label.values() if turn < len(group)]
+    return turns[: max(ROWS, len(by_label))]
 
 
 def _one_length(rows: list[dict[str, Any]], work: Workload) -> Any:
-    """A batch in which every row is cut to the shortest, the closing special token kept."""
-    shortest = min(len(row["input_ids"]) for row in rows)
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, list):
-                row[name] = value[: shortest - 1] + value[-1:]
-    return work.collator()(rows)
+    """A batch in which every row is cut to the shortest, the closing special token kept.
+
+    Texts that differ in their ends alone would be the same text with two labels then: the shortest gives way.
+    """
+    while True:
+        shortest = min(rows, key=lambda row: len(row["input_ids"]))
+        cut = [_cut(row, len(shortest["input_ids"])) for row in rows]
+        if len({tuple(row["input_ids"]) for row in cut}) == len(cut) or len(rows) == 2:
+            return work.collator()(cut)
+        rows = [row for row in rows if row is not shortest]
+
+
+def _cut(row: dict[str, Any], length: int) -> dict[str, Any]:
+    return {name: value[: length - 1] + value[-1:] if isinstance(value, list) else value for name, value in row.items()}
