@@ -23,14 +23,11 @@ def _broken(verdict: Verdict) -> str:
 
 
 def _reasons(summary: Summary) -> str:
-    unfinished = [
-        f"{row.name}: {row.outcome}: {row.reason}"
-        for row in summary.rows
-        if row.outcome != "finished" and not row.count("broken")
-    ]
-    void = [
-        f"{row.name}: step_throughput is invalid: {row.speed.reason}"
-        for row in summary.rows
-        if row.outcome == "finished" and isinstance(row.speed, NotMeasured)
-    ]
-    return "\n".join([*unfinished, *void])
+    """Each reason once, and whom it concerns: a device that is not there is the reason of many."""
+    reasons: dict[str, list[str]] = {}
+    for row in summary.rows:
+        if row.outcome != "finished" and not row.count("broken"):
+            reasons.setdefault(f"{row.outcome}: {row.reason}", []).append(row.name)
+        elif row.outcome == "finished" and isinstance(row.speed, NotMeasured):
+            reasons.setdefault(f"step_throughput is invalid: {row.speed.reason}", []).append(row.name)
+    return "\n".join("\n  ".join([reason, *names]) for reason, names in reasons.items())
