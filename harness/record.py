@@ -143,7 +143,6 @@ class Steps(Part):
     graphs: tuple[int, ...] = ()
     """Autograd graphs of earlier steps that are still alive at the end of this one."""
 
-
     @property
     def first_not_finite(self) -> int | None:
         """The first step, counted from 0, whose loss is NaN or infinite."""
