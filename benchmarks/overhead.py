@@ -50,15 +50,21 @@ def main() -> None:
     print(f"{asked.threads} threads, {asked.rounds} rounds of processes, steps of {asked.loops} loops\n")
     rows = []
     with tempfile.TemporaryDirectory(prefix="harness-overhead-") as name, compiled() as environ:
-        for experiment in asked.experiments:
-            file = write(Path(name), experiment)
-            for what, laws, bar in selections():
-                measured = processes(file, environ, asked.rounds, laws)
-                rows.append(measured.row(f"{experiment}: process, {what}", bar))
-            bare, watched = steps(file, asked.loops)
-            rows.append(bare.row(f"{experiment}: step", STEP))
-            rows.append(watched.row(f"{experiment}: step and its evidence", None))
+        for row in measure(Path(name), environ, asked):
+            print(*row, file=sys.stderr, flush=True)  # all of it takes minutes
+            rows.append(row)
     print(tabulate(rows, headers=Comparison.HEADERS, disable_numparse=True))
+
+
+def measure(folder: Path, environ: Mapping[str, str], asked: argparse.Namespace) -> Iterator[list[str]]:
+    """A row at a time."""
+    for experiment in asked.experiments:
+        file = write(folder, experiment)
+        for what, laws, bar in selections():
+            yield processes(file, environ, asked.rounds, laws).row(f"{experiment}: process, {what}", bar)
+        bare, watched = steps(file, asked.loops)
+        yield bare.row(f"{experiment}: step", STEP)
+        yield watched.row(f"{experiment}: step and its evidence", None)
 
 
 def selections() -> list[tuple[str, str, float | None]]:
