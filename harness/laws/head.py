@@ -16,7 +16,7 @@ HEAD_REACH = 0.1
 """Share of one optimizer step that every new parameter must get away from its start."""
 
 GRADIENT_NOISE = 1e-6
-"""A gradient below this share of the largest one counts as rounding noise (INVARIANTS: key biases of attention)."""
+"""A gradient below this share of the largest one is rounding noise, such as that of the key biases of attention."""
 
 
 def _names(names: Iterable[str], most: int = 4) -> str:
