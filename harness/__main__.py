@@ -8,11 +8,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.errors import HarnessError, InvalidExperiment, meant
+
+if TYPE_CHECKING:
+    from harness.mutation import Mutant
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="say what a law states, why, and where its thresholds come from")
     explain.add_argument("laws", nargs="*", metavar="LAW", help="name of a law (default: all, as docs/laws.md)")
     explain.set_defaults(command=_explain)
+
+    mutate = commands.add_parser("mutate", help="make mistakes on purpose, one at a time, and see which laws notice")
+    mutate.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="experiment file, or folder of them")
+    mutate.add_argument("--only", nargs="+", metavar="NAME", help="these faults alone (default: all)")
+    mutate.add_argument(
+        "--device", default="cpu", metavar="NAME", help="instead of those that the files name (%(default)s)"
+    )
+    mutate.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
+    mutate.set_defaults(command=_mutate)
 
     report = commands.add_parser("report", help="judge stored records again and remake the report")
     report.add_argument(
@@ -139,6 +152,49 @@ def _explain(options: argparse.Namespace) -> int:
             raise HarnessError(f"{name}: no such law, expected one of {expected}" + (f"; {hint}" if hint else ""))
     print("\n\n".join(explain(known[name]) for name in options.laws) if options.laws else page(LAWS).rstrip())
     return 0
+
+
+def _mutate(options: argparse.Namespace) -> int:
+    """Every fault in every case: 0 if all are caught, 1 if one survives, 2 if a case is not healthy to begin with."""
+    from harness import plan
+    from harness.experiment import read
+    from harness.laws import LAWS
+    from harness.mutation import Mutation, Subject, mutants
+    from harness.report import mutation_markdown, mutation_text
+    from harness.training.fault import Fault
+    from harness.training.faults import FAULTS
+    from harness.training.mutate import runner
+
+    known = {fault.name: fault for fault in FAULTS}
+    for name in options.only or ():
+        if name not in known:
+            raise HarnessError(f"{name}: no such fault" + (f"; {hint}" if (hint := meant(name, known)) else ""))
+    root = Path.cwd()
+    experiments = [read(file, _laws()) for file in _experiments(options.paths)]
+    cases = [case for one in experiments for case in plan.cases(one, [options.device], root=root, override=True)]
+    runs = runner(root)
+    subjects: list[Subject[Fault]] = [Subject(case, LAWS, runs) for case in cases]
+    if alarms := [alarm for subject in subjects for alarm in subject.alarms]:
+        print("\n".join(["not healthy before anything is made wrong:", *alarms]), file=sys.stderr)
+        return 2
+    chosen = [known[name] for name in options.only or known]
+    mutation = Mutation(tuple(_told(mutants(subjects, chosen))))
+    if options.output is None:
+        print(mutation_text(mutation))
+    else:
+        options.output.write_text(mutation_markdown(mutation), encoding="utf-8")
+        print(mutation.score)
+    return 1 if mutation.survivors else 0
+
+
+def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
+    """Say on a terminal how far it is: all faults take minutes."""
+    for number, mutant in enumerate(found, start=1):
+        if sys.stderr.isatty():
+            print(f"\r{number}: {mutant.fault.name}: {mutant.outcome}\x1b[K", end="", file=sys.stderr, flush=True)
+        yield mutant
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _report(options: argparse.Namespace) -> int:

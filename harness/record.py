@@ -87,6 +87,8 @@ class Checkpoint(Part):
     """Parameters whose shape differs from the checkpoint's: newly initialised."""
     head: tuple[str, ...] = ()
     """Parameters outside the backbone: what a checkpoint without this task's head cannot hold."""
+    altered: tuple[str, ...] = ()
+    """Parameters and buffers that were other than loaded when the first step began."""
 
 
 class Tokenizer(Part):
@@ -107,6 +109,8 @@ class Example(Part):
     text: str
     """The first characters, for messages."""
     input_ids: tuple[int, ...]
+    columns: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """What else the tokenizer gives for each token, such as token_type_ids; the mask is not among it."""
     label: int
 
 
@@ -173,6 +177,8 @@ class Group(Part):
     weight_decay: float | None = None
     betas: tuple[float, ...] = ()
     eps: float | None = None
+    variants: tuple[str, ...] = ()
+    """Switches for other algorithms that are on, such as `amsgrad`."""
 
 
 class Optimizer(Part):
@@ -197,6 +203,10 @@ class Modes(Part):
     """The first step, counted from 0, in whose forward pass one of them was in eval mode."""
     off: tuple[str, ...] = ()
     """Which they were, in that step."""
+    lost: tuple[str, ...] = ()
+    """Modules that had a dropout as loaded, and had none any more when the training began."""
+    redrawn: int | None = None
+    """The first step, counted from 0, that drew the same random numbers as one before it."""
 
 
 class Memory(Part):

@@ -103,6 +103,8 @@ TWIN_STEP = {
     "update_expected": 0.4,
     "update_rounding": 3e-6,
     "update_worst": "bert.layer.query.weight",
+    "stepped": True,
+    "unreached": [],
 }
 
 PROBES: dict[str, dict[str, Any]] = {
@@ -146,6 +148,7 @@ HEALTHY = Record(
         "train.loop": "custom",
         "train.steps": len(LOSSES),
         "train.learning_rate": RATE,
+        "train.batch_size": 2,
         "train.warmup_steps": 0,
         "train.weight_decay": 0.01,
         "train.betas": [0.9, 0.999],

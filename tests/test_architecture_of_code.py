@@ -19,7 +19,7 @@ LAYERS = (
     ("session",),
     ("hooks",),
     ("report",),
-    ("throughput",),
+    ("throughput", "mutation"),
     ("laws",),
     ("engines",),
     ("progress",),

@@ -33,6 +33,23 @@ def drawn(*batches: tuple[int, ...], **settings: Any) -> Record:
     return record(base, steps={"examples": batches})
 
 
+def sorted_by_length() -> Record:
+    """Two epochs of 24 examples, in all but the same order: only examples of one length change places."""
+    orders = [*range(24)], [1, 0, *range(2, 24)]
+    batches = tuple(tuple(order[first : first + 2]) for order in orders for first in range(0, 24, 2))
+    settings = {"data.examples": 24, "train.shuffle": True}
+    return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches})
+
+
+def columns(**found: Any) -> Record:
+    """The healthy record, whose tokenizer gives token_type_ids of 0 with each example, and what the model got of it."""
+    examples = tuple(
+        one.model_copy(update={"columns": {"token_type_ids": (0,) * len(one.input_ids)}}) for one in HEALTHY.examples
+    )
+    batches = tuple(one.model_copy(update={"tensors": {**one.tensors, **found}}) for one in HEALTHY.batches)
+    return record(examples=examples, batches=batches)
+
+
 def warming(*rates: float) -> Record:
     """A training with these learning rates, of which four steps are declared as warm-up."""
     return record(trained([0.7] * len(rates), settings={"train.warmup_steps": 4}), steps={"learning_rate": rates})
@@ -51,7 +68,8 @@ ACCEPTED = (
     Judged("labels_travel", "each with its own", HEALTHY, "4 rows"),
     Judged("every_example_once", "in the order of the data", HEALTHY, "4 whole epochs of 4 examples"),
     Judged("every_example_once", "shuffled", drawn((2, 0), (1, 3), (3, 0), (2, 1), shuffle=True), "2 whole epochs"),
-    Judged("every_example_once", "an epoch in part", drawn((2, 0), (1,), shuffle=True), "3 of 4 examples"),
+    Judged("tokens_match_tokenizer", "its columns too", columns(token_type_ids=[[0] * 6] * 2), "4 rows"),
+    Judged("every_example_once", "an epoch in part", drawn((2, 0), shuffle=True), "2 of 4 examples"),
     Judged("dropout_on_in_training", "on", HEALTHY, "3 modules"),
     Judged("no_graph_kept", "none", HEALTHY, "at most 0 alive"),
     Judged("no_graph_kept", "one lives until the next", record(steps={"graphs": (0, *(1,) * 7)}), "at most 1 alive"),
@@ -91,6 +109,24 @@ REJECTED = (
         "none at all: classifier.bias",
         "frozen, or detached",
     ),
+    Judged(
+        "gradient_is_the_declared_one",
+        "frozen",
+        twin(1, unreached=["bert.embeddings.weight"]),
+        "1 parameter without a gradient, on which the logits depend: bert.embeddings.weight",
+        "frozen, or detached",
+    ),
+    Judged(
+        "loss_is_the_declared_one", "never stepped", twin(2, stepped=False), "step 2 on the twin: the optimizer did"
+    ),
+    Judged("update_is_the_declared_one", "a new optimizer", twin(3, state_of_step=0), "is that after 0 steps", "anew"),
+    Judged(
+        "gradient_is_the_declared_one",
+        "clipped",
+        twin(3, gradient=0.999, gradient_norm=1.0, reference_norm=4915.0, amplified=4096.0),
+        "step 3 on the twin (all made 4096 times larger): gradients differ",
+        "clipped to a norm of 1, which is not declared",
+    ),
     Judged("gradient_is_the_declared_one", "NaN", twin(3, gradient=math.nan), "differ by nan"),
     Judged("update_is_the_declared_one", "another decay", twin(1, update=1e-3), "differs by 0.0025", "weight decay"),
     Judged("update_is_the_declared_one", "skipped", twin(2, update=0.4), "step 2 on the twin", "did not move"),
@@ -121,6 +157,7 @@ REJECTED = (
     Judged(
         "optimizer_covers_trainable", "betas", group(betas=(0.9, 0.99)), "betas is [0.9, 0.99], declared [0.9, 0.999]"
     ),
+    Judged("optimizer_covers_trainable", "a variant", group(variants=("amsgrad",)), "amsgrad is on, which is not"),
     Judged("optimizer_covers_trainable", "eps", group(eps=1e-3), "eps is 0.001, declared 1e-08"),
     Judged(
         "schedule_followed",
@@ -154,6 +191,14 @@ REJECTED = (
         "all 2 epochs have the same order",
         "set_epoch",
     ),
+    Judged(
+        "every_example_once",
+        "a batch too small",
+        drawn((2, 0), (1,), (3,), shuffle=True),
+        "step 2: 1 example in the batch, expected 2 (batch_size 2)",
+        "multiply or divide it",
+    ),
+    Judged("every_example_once", "sorted by length", sorted_by_length(), "2 epochs are too much alike", "sorted"),
     Judged("every_example_once", "shuffled against the declaration", drawn((2, 0), (1, 3)), "train.shuffle is false"),
     Judged(
         "dropout_on_in_training",
@@ -161,6 +206,41 @@ REJECTED = (
         record(modes={"step": 4, "off": ("bert.dropout", "dropout")}),
         "step 5: 2 of 3 such modules were in eval mode: bert.dropout, dropout",
         "model.train() is missing",
+    ),
+    Judged(
+        "dropout_on_in_training",
+        "set to 0",
+        record(modes={"lost": ("bert.dropout",)}),
+        "1 module lost the dropout of the checkpoint: bert.dropout",
+        "set to 0 after loading",
+    ),
+    Judged(
+        "dropout_on_in_training",
+        "drawn again",
+        record(modes={"redrawn": 3}),
+        "step 4 draws the same random numbers",
+        "sets the seed",
+    ),
+    Judged(
+        "head_is_new",
+        "changed after loading",
+        record(checkpoint={"altered": ("bert.embeddings.weight",)}),
+        "1 tensor changed between loading and the first step: bert.embeddings.weight",
+        "drawn anew",
+    ),
+    Judged(
+        "tokens_match_tokenizer",
+        "a column is dropped",
+        columns(),
+        "step 1, row 0 (example 0: 'text 0'): no token_type_ids among the model's arguments",
+        "the collator drops it",
+    ),
+    Judged(
+        "tokens_match_tokenizer",
+        "a column is made up",
+        columns(token_type_ids=[[1] * 6] * 2),
+        "token_type_ids is ",
+        "makes another one",
     ),
     Judged(
         "no_graph_kept",

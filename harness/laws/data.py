@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from itertools import pairwise
 
+from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, vacuous
 from harness.record import Record
+
+ALIKE = 4.5
+"""Standard deviations above chance at which orders are no longer random: 3 of a million right trainings reach it."""
 
 
 @law()
@@ -39,9 +45,11 @@ def labels_travel(record: Record) -> Verdict:
 
 @law()
 def every_example_once(record: Record) -> Verdict:
-    """Every epoch sees each example once, and no two epochs have the same order where shuffling is declared.
+    """Every epoch sees each example once, in batches of the declared size, in an order of its own if shuffled.
 
-    Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example.
+    Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example, and
+    only the batch that ends an epoch may be smaller than the others. Where shuffling is declared, the orders of
+    successive epochs must be as unlike as chance makes them: sorting by length shows.
     """
     size, drawn = record.settings["data.examples"], [index for batch in record.steps.examples for index in batch]
     if not drawn:
@@ -56,6 +64,8 @@ def every_example_once(record: Record) -> Verdict:
                 + (f", example {never[0]} never" if never and len(epoch) == size else ""),
                 cause="sampling with replacement, or a last batch that is dropped or carried over",
             )
+    if (wrong := _wrong_size(record)) is not None:
+        return broken(wrong, cause="several devices or processes multiply or divide it, or an epoch loses its end")
     whole = [epoch for epoch in epochs if len(epoch) == size]
     if not whole:
         return held(f"{len(drawn)} of {size} examples in an epoch that the run does not finish, none twice")
@@ -67,4 +77,43 @@ def every_example_once(record: Record) -> Verdict:
             f"all {len(whole)} epochs have the same order",
             cause="the sampler is never told the epoch (set_epoch), or the data is not shuffled",
         )
+    if shuffled and (alikeness := _alikeness(whole)) > ALIKE:
+        return broken(
+            f"the orders of {len(whole)} epochs are too much alike: {alikeness:.1f} standard deviations from chance",
+            cause="the data is sorted, by length for instance, or shuffled only a little",
+        )
     return held(f"{len(whole)} whole epochs of {size} examples")
+
+
+def _alikeness(epochs: list[tuple[int, ...]]) -> float:
+    """How many standard deviations the rank correlation of successive epochs lies above that of random orders.
+
+    For random orders of n it has mean 0 and variance 1 / (n - 1) (Kendall, Rank Correlation Methods, section 5.7).
+    """
+    pairs = list(pairwise(epochs))
+    if not pairs or len(epochs[0]) < 3:
+        return 0.0
+    size = len(epochs[0])
+    mean = math.fsum(_correlation(one, two) for one, two in pairs) / len(pairs)
+    return mean * math.sqrt((size - 1) * len(pairs))
+
+
+def _correlation(one: tuple[int, ...], two: tuple[int, ...]) -> float:
+    """Spearman's rank correlation of the places of each example in two epochs."""
+    size, places = len(one), {index: place for place, index in enumerate(two)}
+    squares = sum((place - places[index]) ** 2 for place, index in enumerate(one))
+    return 1 - 6 * squares / (size * (size**2 - 1))
+
+
+def _wrong_size(record: Record) -> str | None:
+    """The first batch that is not of the declared size."""
+    size, declared = record.settings["data.examples"], record.settings["train.batch_size"]
+    left = size
+    for step, batch in enumerate(record.steps.examples, start=1):
+        expected = min(declared, left)
+        if len(batch) != expected:
+            return (
+                f"step {step}: {count(len(batch), 'example')} in the batch, expected {expected} (batch_size {declared})"
+            )
+        left = left - expected or size
+    return None

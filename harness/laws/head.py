@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Parameter, Record
 
@@ -36,11 +37,18 @@ def head_is_new(
     """Exactly the head of the task is newly initialised; every backbone weight comes from the checkpoint.
 
     A wrong prefix in a checkpoint raises no error: the backbone stays random behind a warning, and the loss falls
-    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``.
+    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. And between loading
+    and the first step nothing changes: parameters and buffers are compared bit for bit.
     """
     checkpoint = record.checkpoint
     if checkpoint is None:
         return invalid("no checkpoint was recorded")
+    if checkpoint.altered:
+        return broken(
+            f"{count(len(checkpoint.altered), 'tensor')} changed between loading and the first step: "
+            f"{_names(checkpoint.altered)}",
+            cause="drawn anew, resized, converted or overwritten",
+        )
     if not checkpoint.pretrained:
         return not_applicable("every weight is random: there is no checkpoint to compare with")
     new = {*checkpoint.missing, *checkpoint.mismatched}

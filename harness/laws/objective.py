@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, probed
 from harness.record import Record
 
@@ -18,7 +19,14 @@ def _steps(record: Record) -> list[Step] | Verdict:
     evidence = probed(record, "steps")
     if isinstance(evidence, Verdict):
         return evidence
-    return list(evidence["steps"]) or invalid("the loop took no step on the twin")
+    steps = list(evidence["steps"])
+    for number, step in enumerate(steps, start=1):
+        if not step.get("stepped", True):
+            return broken(
+                f"step {number} on the twin: the optimizer did not step",
+                cause="optimizer.step() is not called in each step",
+            )
+    return steps or invalid("the loop took no step on the twin")
 
 
 @law(probes=("steps",))
@@ -73,19 +81,27 @@ def gradient_is_the_declared_one(
 
     The case's own loop trains the twin; at the same weights, on the same batch, the gradient is computed once more.
     Relative distance over all parameters at most 1e-3 (measured on right trainings: below 1e-6). It sees gradients
-    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides.
+    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides. In the
+    last step all gradients are made 4096 times larger, so that a limit on their norm shows where they are small.
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
         return steps
     for number, step in enumerate(steps, start=1):
+        if unreached := step.get("unreached"):
+            return broken(
+                f"step {number} on the twin: {count(len(unreached), 'parameter')} without a gradient, on which "
+                f"the logits depend: {', '.join(unreached[:3])}",
+                cause="they are frozen, or detached from the loss",
+            )
         distance = _number(step["gradient"])
         if distance <= tolerance and not step["gradient_missing"]:
             continue
         missing = f"; none at all: {', '.join(step['gradient_missing'][:3])}" if step["gradient_missing"] else ""
+        larger = f" (all made {factor:g} times larger)" if (factor := step.get("amplified", 1.0)) > 1 else ""
         return broken(
-            f"step {number} on the twin: gradients differ by {distance:.3g} of their norm, allowed {tolerance:g}, "
-            f"most in {step['gradient_worst']}; norm {step['gradient_norm']:.4g}, expected "
+            f"step {number} on the twin{larger}: gradients differ by {distance:.3g} of their norm, "
+            f"allowed {tolerance:g}, most in {step['gradient_worst']}; norm {step['gradient_norm']:.4g}, expected "
             f"{step['reference_norm']:.4g}{missing}",
             cause=_gradient_cause(number, step),
         )
@@ -96,6 +112,8 @@ def _gradient_cause(number: int, step: Step) -> str:
     ratio = step["gradient_norm"] / step["reference_norm"] if step["reference_norm"] else math.nan
     if step["gradient_missing"]:
         return "those parameters are frozen, or detached from the loss"
+    if step.get("amplified", 1.0) > 1 and ratio < 1:
+        return f"gradients are clipped to a norm of {step['gradient_norm']:.3g}, which is not declared"
     if math.isfinite(ratio) and abs(_number(step["gradient"]) - abs(ratio - 1)) < 1e-3:
         return f"every gradient is scaled by {ratio:.3g}: loss normalisation, or clipping that is not declared"
     if number > 1:
@@ -120,6 +138,11 @@ def update_is_the_declared_one(
     if isinstance(steps, Verdict):
         return steps
     for number, step in enumerate(steps, start=1):
+        if step.get("state_of_step", number - 1) != number - 1:
+            return broken(
+                f"step {number} on the twin: the optimizer's state is that after {step['state_of_step']} steps",
+                cause="the optimizer is made anew, or its state is lost, during the training",
+            )
         distance, expected = _number(step["update"]), step["update_expected"]
         if not distance <= tolerance * expected + step["update_rounding"]:
             return broken(

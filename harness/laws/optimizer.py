@@ -43,7 +43,7 @@ def _undeclared(group: Group, record: Record) -> str | None:
         expected = list(declared[name]) if name == "betas" else declared[name]
         if value != expected:
             return f"{name} is {value}, declared {expected}"
-    return None
+    return f"{group.variants[0]} is on, which is not declared" if group.variants else None
 
 
 @law()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
@@ -21,6 +21,8 @@ class Row:
     pad: int | None
     left: bool
     """Whether the tokenizer pads on the left."""
+    columns: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What else the model got for each token, of that which the tokenizer gives."""
 
     @property
     def padding(self) -> int:
@@ -69,6 +71,11 @@ def _rows(record: Record) -> Iterator[Row]:
                 mask=None if masks is None else tuple(masks[number]),
                 pad=record.tokenizer.pad_token_id,
                 left=record.tokenizer.padding_side == "left",
+                columns={
+                    name: tuple(batch.tensors[name][number])
+                    for name in examples[index].columns
+                    if name in batch.tensors and _dimensions(batch.tensors[name]) == 2
+                },
             )
 
 
@@ -202,7 +209,8 @@ def _runs(mask: tuple[int, ...]) -> str:
 def tokens_match_tokenizer(record: Record) -> Verdict:
     """Every row of a batch is the tokenizer's own encoding of that sequence alone, then padding.
 
-    Compared token by token with the sequence encoded outside any batch. Exact. On which side the padding is, and
+    Compared token by token with the sequence encoded outside any batch, and so is every other column that the
+    tokenizer gives, such as token_type_ids. Exact. On which side the padding is, and
     what it consists of, is left to padding_mask_correct.
     """
     if (missing := _missing(record)) is not None:
@@ -211,7 +219,24 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
         return broken(count, cause="the collator drops or repeats rows")
     rows = tuple(_rows(record))
     wrong = next((row for row in rows if not row.holds_its_text), None)
-    return held(f"{len(rows)} rows of {len(record.batches)} batches") if wrong is None else _wrong_tokens(wrong)
+    if wrong is not None:
+        return _wrong_tokens(wrong)
+    different = next(filter(None, map(_wrong_column, rows)), None)
+    if different is not None:
+        return broken(different, cause="the collator drops it, or makes another one itself")
+    return held(f"{len(rows)} rows of {len(record.batches)} batches")
+
+
+def _wrong_column(row: Row) -> str | None:
+    """What is wrong with the columns beside the ids, such as token_type_ids, over the example's tokens."""
+    for name, expected in row.example.columns.items():
+        found = row.columns.get(name)
+        if found is None:
+            return f"{row.place}: no {name} among the model's arguments"
+        start = row.padding - row.start if row.other_side else row.start
+        if found[start : start + len(expected)] != expected:
+            return f"{row.place}: {name} is {_runs(found)}, the tokenizer gives {_runs(expected)}"
+    return None
 
 
 def _wrong_tokens(row: Row) -> Verdict:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, probed, vacuous
 from harness.record import Record
 
 
 @law()
 def dropout_on_in_training(record: Record) -> Verdict:
-    """Every module with dropout or running statistics is in train mode in every training forward pass.
+    """Every module with dropout or running statistics is in train mode in every training forward pass, and draws anew.
 
     Inner modules are looked at, not the outer flag: a wrapper can be in train mode and the model inside it not, as
-    `from_pretrained` returns it.
+    `from_pretrained` returns it. The dropouts are those of the checkpoint, and no step starts from the random state of
+    an earlier one: an evaluation that sets the seed makes all steps drop the same units.
     """
     modes = record.modes
     if modes is None:
         return invalid("no mode was recorded")
+    if modes.lost:
+        return broken(
+            f"{count(len(modes.lost), 'module')} lost the dropout of the checkpoint: {', '.join(modes.lost[:3])}",
+            cause="dropout was set to 0 after loading",
+        )
     if modes.stochastic == 0:
         return vacuous("the model has neither dropout nor running statistics")
     if modes.step is not None:
@@ -23,6 +30,11 @@ def dropout_on_in_training(record: Record) -> Verdict:
             f"step {modes.step + 1}: {len(modes.off)} of {modes.stochastic} such modules were in eval mode: "
             f"{', '.join(modes.off[:3])}",
             cause="model.train() is missing, or an evaluation left the model in eval mode",
+        )
+    if modes.redrawn is not None:
+        return broken(
+            f"step {modes.redrawn + 1} draws the same random numbers as an earlier one",
+            cause="something sets the seed, or restores the random state, during the training",
         )
     return held(f"{modes.stochastic} modules")
 

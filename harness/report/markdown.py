@@ -15,7 +15,7 @@ from harness.throughput import NotMeasured
 
 def markdown(summary: Summary) -> str:
     """A page with the table, the broken laws, what was left out, and where it ran."""
-    rows = [[_escape(cell) for cell in cells(row)] for row in summary.rows]
+    rows = [[escape(cell) for cell in cells(row)] for row in summary.rows]
     parts = [
         "# Fine-tuning report",
         summary.tally[:1].upper() + summary.tally[1:] + ".",
@@ -24,7 +24,7 @@ def markdown(summary: Summary) -> str:
         _section("Broken laws", [_broken(verdict) for verdict in summary.broken]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
-        _section("Records that could not be read", [f"- {_escape(problem)}" for problem in summary.problems]),
+        _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
         _section("Where it ran", [_environment(environment) for environment in summary.environments]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -35,19 +35,19 @@ def _section(title: str, lines: list[str]) -> str:
 
 
 def _broken(verdict: Verdict) -> str:
-    cause = f"\n  Likely cause: {_escape(verdict.cause)}" if verdict.cause else ""
-    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {_escape(verdict.message)}{cause}"
+    cause = f"\n  Likely cause: {escape(verdict.cause)}" if verdict.cause else ""
+    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {escape(verdict.message)}{cause}"
 
 
 def _held(verdict: Verdict) -> str:
-    return f"- {_code(f'{verdict.about}::{verdict.law}')}: {_escape(verdict.message)}"
+    return f"- {_code(f'{verdict.about}::{verdict.law}')}: {escape(verdict.message)}"
 
 
 def _left_out(row: Row) -> list[str]:
     if row.outcome != "finished":
-        return [f"- {_code(row.name)}: {row.outcome}: {_escape(row.reason)}"]
+        return [f"- {_code(row.name)}: {row.outcome}: {escape(row.reason)}"]
     if isinstance(row.speed, NotMeasured):
-        return [f"- {_code(row.name)}: throughput is invalid: {_escape(row.speed.reason)}"]
+        return [f"- {_code(row.name)}: throughput is invalid: {escape(row.speed.reason)}"]
     return []
 
 
@@ -56,10 +56,10 @@ def _environment(environment: Environment) -> str:
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
     commit += " with changes" if environment.dirty else ""
     where = f"{environment.device}, {environment.threads} threads, {environment.platform}; {versions}{commit}"
-    return f"- {_escape(where)}"
+    return f"- {escape(where)}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text of an experiment must not become markup, nor a line of its own."""
     return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", _line(text))
 

@@ -199,13 +199,14 @@ def head_names(model: Model) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(inside))
 
 
-def describe(loaded: Loaded, model: Model, digest: str) -> record.Checkpoint:
+def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] = ()) -> record.Checkpoint:
     """The evidence of a checkpoint.
 
     Args:
         loaded: what was loaded.
         model: the copy that is trained.
         digest: of its tensors before the first step; empty where there is none.
+        altered: tensors that were other than loaded then.
     """
     return record.Checkpoint(
         source=loaded.source,
@@ -220,6 +221,7 @@ def describe(loaded: Loaded, model: Model, digest: str) -> record.Checkpoint:
         unused=loaded.unused,
         mismatched=loaded.mismatched,
         head=head_names(model),
+        altered=tuple(altered),
     )
 
 

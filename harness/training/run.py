@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +19,7 @@ from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Outcome, Record, Tokenizer
 from harness.training import checkpoint, devices, environment, workload
+from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
 from harness.training.timing import StepClock
@@ -24,7 +27,14 @@ from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
 
 
-def run(case: Case, *, shelf: checkpoint.Shelf, root: Path, progress: Progress | None = None) -> Record:
+def run(
+    case: Case,
+    *,
+    shelf: checkpoint.Shelf,
+    root: Path,
+    progress: Progress | None = None,
+    fault: Fault | None = None,
+) -> Record:
     """Train one case and bring back what there is to know of it. Never raises.
 
     A case that crashes, runs out of memory or is interrupted leaves a record too, with everything seen until then.
@@ -34,10 +44,11 @@ def run(case: Case, *, shelf: checkpoint.Shelf, root: Path, progress: Progress |
         shelf: keeps checkpoints between the cases of a file.
         root: a folder of the repository that holds the experiment, for its commit.
         progress: told of each step.
+        fault: a mistake to make in it on purpose; what it changes is put back.
     """
     started, clock = datetime.now(UTC), perf_counter()
     evidence: dict[str, Any] = {"environment": environment.describe(root, None)}
-    outcome, reason, trace = _attempt(case, shelf, root, progress, evidence)
+    outcome, reason, trace = _attempt(case, shelf, root, progress, fault or HEALTHY, evidence)
     return Record(
         **case.declared(),
         outcome=outcome,
@@ -50,16 +61,22 @@ def run(case: Case, *, shelf: checkpoint.Shelf, root: Path, progress: Progress |
 
 
 def _stages(
-    case: Case, shelf: checkpoint.Shelf, root: Path, progress: Progress | None, evidence: dict[str, Any]
+    case: Case,
+    shelf: checkpoint.Shelf,
+    root: Path,
+    progress: Progress | None,
+    fault: Fault,
+    patch: Patch,
+    evidence: dict[str, Any],
 ) -> None:
     """Everything that happens to a case, in order; what each stage leaves is in `evidence` at once."""
     settings = case.settings
     device = devices.find(settings.device or "cpu")
     evidence["environment"] = environment.describe(root, device)
-    loaded = shelf.take(case.path, settings)
-    work = workload.prepare(loaded, settings, device)
+    loaded = _with(fault, shelf.take(case.path, settings), patch)
+    work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
-    evidence["tokenizer"] = _tokenizer(work)
+    evidence["tokenizer"] = _tokenizer(loaded, work)
     watch = _watch(loaded, work, progress)
     memory = devices.PeakMemory(device)
     memory.watch()
@@ -67,23 +84,36 @@ def _stages(
         LOOPS[settings.train.loop](work, watch)
     finally:
         watch.close()
-        evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest)
+        evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
-        evidence["examples"] = _examples(case, work, watch)
+        evidence["examples"] = _examples(case, loaded, work, watch)
     evidence["memory"] = memory.read()
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
     evidence["probes"] = {name: _probe(PROBES[name], loaded, work) for name in sorted(case.probes)}
 
 
+def _with(fault: Fault, loaded: checkpoint.Loaded, patch: Patch) -> checkpoint.Loaded:
+    """The checkpoint as the fault leaves it; what is on the shelf stays as it is."""
+    if fault is HEALTHY:
+        return loaded
+    own = replace(loaded, model=copy.deepcopy(loaded.model), tokenizer=copy.deepcopy(loaded.tokenizer))
+    return fault.load(own, patch)
+
+
 def _attempt(
-    case: Case, shelf: checkpoint.Shelf, root: Path, progress: Progress | None, evidence: dict[str, Any]
+    case: Case,
+    shelf: checkpoint.Shelf,
+    root: Path,
+    progress: Progress | None,
+    fault: Fault,
+    evidence: dict[str, Any],
 ) -> tuple[Outcome, str, str]:
     """Outcome, reason and traceback of the stages."""
     try:
-        with devices.matmul_precision("highest"), _no_bars():
-            _stages(case, shelf, root, progress, evidence)
+        with devices.matmul_precision("highest"), _no_bars(), Patch() as patch:
+            _stages(case, shelf, root, progress, fault, patch, evidence)
     except Unavailable as error:
         return "skipped", str(error), ""
     except KeyboardInterrupt:
@@ -125,31 +155,43 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, progress: Progress | None)
     )
 
 
-def _tokenizer(work: Workload) -> Tokenizer:
+def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
+    """The checkpoint's own, whatever the workload encodes and pads with."""
+    words = loaded.tokenizer
     return Tokenizer(
-        name=type(work.tokenizer).__name__,
-        vocabulary=len(work.tokenizer),
-        pad_token_id=work.tokenizer.pad_token_id,
-        padding_side=work.tokenizer.padding_side,
+        name=type(words).__name__,
+        vocabulary=len(words),
+        pad_token_id=words.pad_token_id,
+        padding_side=words.padding_side,
         max_length=work.max_length,
     )
 
 
-def _examples(case: Case, work: Workload, watch: Watch) -> tuple[Example, ...]:
-    """Each example of a kept batch, encoded once more, alone: the reference for what reached the model."""
+def _examples(case: Case, loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
+    """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
+    reached the model.
+    """
     data = case.settings.data
+
+    def encode(index: int) -> dict[str, Any]:
+        return dict(loaded.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length))
+
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
     return tuple(
         Example(
             index=index,
             text=data.sequences[index][:60],
-            input_ids=tuple(
-                work.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length)["input_ids"]
-            ),
+            input_ids=encoded.pop("input_ids"),
+            columns={name: values for name, values in encoded.items() if _is_column(name, values)},
             label=data.labels[index],
         )
-        for index in indices
+        for index, encoded in zip(indices, map(encode, indices), strict=True)
     )
+
+
+def _is_column(name: str, values: Any) -> bool:
+    """Whether it is a number for each token, other than the mask."""
+    return name != "attention_mask" and isinstance(values, list) and all(isinstance(value, int) for value in values)
 
 
 @contextmanager

@@ -25,6 +25,9 @@ from harness.training.twin import is_dropout
 BATCH_TOKENS = 16_384
 """Distinct batches are kept in a record until they hold this many tokens; digests are kept of all."""
 
+VARIANTS = ("amsgrad", "maximize", "nesterov")
+"""Switches of torch's optimizers that make another algorithm of them."""
+
 Progress = Callable[[int, int, float, float], None]
 """Called after each step with step, steps, loss and samples per second."""
 
@@ -57,6 +60,7 @@ class Watch:
     ) -> None:
         self._model = model
         self._start = dict(start.named_parameters())
+        self._loaded = start
         self._device_start = {name: self._start[name].to(model.device, copy=True) for name in head}
         self._lengths = lengths
         self._drawn = drawn
@@ -65,6 +69,8 @@ class Watch:
         self._progress = progress
         self.digest = ""
         """Of the weights before the first step; empty until the loop begins."""
+        self.altered: tuple[str, ...] = ()
+        """Parameters and buffers that are other than loaded when the loop begins."""
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._rate = math.nan
@@ -73,6 +79,9 @@ class Watch:
         self._optimizer: Optimizer | None = None
         self._stochastic = {name: module for name, module in model.named_modules() if is_stochastic(module)}
         self._off: tuple[int, tuple[str, ...]] | None = None
+        self._random = b""
+        self._drawn_from: set[bytes] = set()
+        self._redrawn: int | None = None
         self._graphs: list[weakref.ref[_Token]] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in Steps.model_fields}
         self._batches: dict[str, Batch] = {}
@@ -83,6 +92,7 @@ class Watch:
     def begin(self, optimizer: Any) -> None:
         """The loop is about to fetch its first batch: whatever it does to the weights before counts as their start."""
         self.digest = digest(self._model.state_dict().items())
+        self.altered = altered(self._loaded, self._model)
         actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         self._hook(self._model.register_forward_pre_hook(self._on_forward, with_kwargs=True))
         self._hook(self._model.register_forward_hook(self._after_forward))
@@ -122,7 +132,14 @@ class Watch:
     def modes(self) -> Modes:
         """Whether dropout was on whenever the loop trained."""
         step, off = self._off or (None, ())
-        return Modes(stochastic=len(self._stochastic), step=step, off=off)
+        lost = [name for name, module in self._loaded.named_modules() if is_stochastic(module)]
+        return Modes(
+            stochastic=len(self._stochastic),
+            step=step,
+            off=off,
+            lost=tuple(name for name in lost if name not in self._stochastic),
+            redrawn=self._redrawn,
+        )
 
     def parameters(self, head: Iterable[str]) -> tuple[Parameter, ...]:
         """How far each parameter is from its start now."""
@@ -138,12 +155,23 @@ class Watch:
         if not torch.is_grad_enabled():
             return  # an evaluation
         self._arguments = kwargs
+        self._random = self._random_state()
         off = tuple(name for name, module in self._stochastic.items() if not module.training)
         if off and self._off is None:
             self._off = len(self._columns["loss"]), off
 
+    def _random_state(self) -> bytes:
+        """Where the generator stands that dropout draws from; torch keeps it on the CPU for every device."""
+        device = self._model.device
+        state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        return hashlib.blake2b(state.numpy().tobytes(), digest_size=16).digest()
+
     def _after_forward(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         """Leave a token in the graph: while the token lives, the graph does."""
+        if torch.is_grad_enabled() and self._random_state() != self._random:  # it drew something
+            if self._random in self._drawn_from and self._redrawn is None:
+                self._redrawn = len(self._columns["loss"])
+            self._drawn_from.add(self._random)
         node = getattr(getattr(output, "loss", None), "grad_fn", None)
         if node is not None:
             token = _Token()
@@ -234,6 +262,20 @@ def is_stochastic(module: torch.nn.Module) -> bool:
     return any(is_dropout(name, value) for name, value in vars(module).items())
 
 
+def altered(start: Any, model: Any) -> tuple[str, ...]:
+    """Names of parameters and buffers that differ in value, dtype or shape between two models, or that one lacks."""
+    one = {**dict(start.named_parameters()), **dict(start.named_buffers())}
+    two = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return tuple(sorted(name for name in one.keys() | two.keys() if not _same(one.get(name), two.get(name))))
+
+
+def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
+    if one is None or two is None or one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    one, two = one.detach().cpu().contiguous().reshape(-1), two.detach().cpu().contiguous().reshape(-1)
+    return torch.equal(one.view(torch.uint8), two.view(torch.uint8))  # bit for bit: NaN is equal to itself
+
+
 def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
     """Which of the model's parameters an optimizer holds, compared by identity: a copy is a stranger."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -248,6 +290,7 @@ def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
                 weight_decay=group.get("weight_decay"),
                 betas=tuple(group.get("betas", ())),
                 eps=group.get("eps"),
+                variants=tuple(name for name in VARIANTS if group.get(name)),
             )
             for group in optimizer.param_groups
         ),

@@ -57,6 +57,8 @@ def _forward(model: Any, batch: Any) -> tuple[list[_Table], torch.Tensor]:
     def catch(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not args or args[0].dim() != 2 or len(args[0]) != len(ids):
             return None
+        if len(output) != len(ids):  # one row of positions for all: it belongs to no example
+            return None
         embedded = output.detach().requires_grad_()
         caught.append(_Table(embedded, args[0].shape == ids.shape and bool((args[0] == ids).all())))
         return embedded.clone()  # some models scale it in place, which a leaf does not allow

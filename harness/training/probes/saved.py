@@ -20,18 +20,20 @@ STRINGS = ("plain words", "Mixed CASE and 123", "naïve café", "日本語 emoji
 def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """What differs after ``save_pretrained`` and loading from the folder: weights, logits, tokenizer, label names."""
     model = twin(work.model)
+    batch = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        logits = model(**inputs).logits
     with tempfile.TemporaryDirectory(prefix="harness-saved-") as folder:
         model.save_pretrained(folder)
         work.tokenizer.save_pretrained(folder)
         try:
             again = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
             words = AutoTokenizer.from_pretrained(folder)
+            with torch.no_grad():
+                distance = float((logits - again(**inputs).logits).abs().max())
         except Exception as error:  # whatever it is, what was saved is of no use
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
-    batch = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with torch.no_grad():
-        distance = float((model(**inputs).logits - again(**inputs).logits).abs().max())
     loaded_again = again.state_dict()
     return {
         "failed": "",

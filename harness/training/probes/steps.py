@@ -20,6 +20,9 @@ from harness.training.workload import Workload
 
 STEPS = 3
 """The second shows gradients that were not cleared, the third a warm-up that began at 0."""
+AMPLIFIED = 4096.0
+"""By this much the logits' gradient is multiplied in the last step, exactly: a limit on the norm shows, however small
+the gradients are. AdamW's update does not depend on their scale."""
 ROWS = 4
 """Sequences in a batch, at most."""
 NOISE = 1e-5
@@ -39,7 +42,8 @@ def steps(loaded: Loaded, work: Workload) -> dict[str, Any]:
     model.load_state_dict(loaded.model.state_dict())
     train = work.train.model_copy(update={"steps": STEPS, "batch_size": min(ROWS, work.train.batch_size)})
     small = replace(work, model=model, device=find("cpu"), precision="fp32", train=train, drawn=Drawn())
-    oracle = Oracle(model, train)
+    learnable = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
+    oracle = Oracle(model, train, learnable)
     try:
         LOOPS[train.loop](small, oracle)
     finally:
@@ -53,13 +57,15 @@ class Oracle:
     Args:
         model: the twin that the loop trains.
         train: what is declared.
+        learnable: names of the parameters that train as the model was loaded.
     """
 
-    def __init__(self, model: Any, train: experiment.Train) -> None:
+    def __init__(self, model: Any, train: experiment.Train, learnable: list[str]) -> None:
         self.found: list[dict[str, Any]] = []
         self._model = model
         self._other = copy.deepcopy(model)
         self._train = train
+        self._learnable = learnable
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._logits: torch.Tensor | None = None
@@ -79,7 +85,7 @@ class Oracle:
 
     def step_done(self, loss: torch.Tensor) -> None:
         """Compare what the step did with what it should have."""
-        self._step["loss"] = float(loss.detach())
+        self._step |= {"loss": float(loss.detach()), "stepped": bool(self._step)}
         now = dict(self._model.named_parameters())
         self._step |= _compare_updates(now, self._before, self._expected, self._counted)
         self.found.append(self._step)
@@ -92,7 +98,15 @@ class Oracle:
     def _on_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
             self._arguments, self._logits = kwargs, output.logits
+            output.logits.register_hook(self._amplify)
             output.logits.retain_grad()
+
+    def _amplify(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * self._factor
+
+    @property
+    def _factor(self) -> float:
+        return AMPLIFIED if len(self.found) == STEPS - 1 else 1.0
 
     def _on_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """The gradients are final and nothing has moved yet."""
@@ -102,13 +116,22 @@ class Oracle:
         found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         self._step |= _compare_gradients(found, reference["gradients"])
         rate = declared_rate(self._train.learning_rate, self._train.warmup_steps, len(self.found))
-        self._step |= {"rate": float(optimizer.param_groups[0]["lr"]), "declared_rate": rate}
+        taken = max((float(state.get("step", 0)) for state in optimizer.state.values()), default=0.0)
+        self._step |= {
+            "rate": float(optimizer.param_groups[0]["lr"]),
+            "declared_rate": rate,
+            "amplified": self._factor,
+            "state_of_step": int(taken),
+            "unreached": self._unreached(reference["gradients"]) if not self.found else [],
+        }
         largest = max((float(gradient.abs().max()) for gradient in found.values()), default=0.0)
         for name, gradient in found.items():
-            self._before[name] = parameters[name].detach().clone()
-            state = optimizer.state.get(parameters[name], {})
-            self._expected[name] = adamw(parameters[name], gradient, state, rate, self._train)
-            self._counted[name] = gradient.abs() > NOISE * largest
+            # Most elements are rows of words that the batch lacks: what does not count is not computed either.
+            counted = self._counted[name] = gradient.abs() > NOISE * largest
+            kept = optimizer.state.get(parameters[name], {})
+            state = {key: value[counted] if key in ("exp_avg", "exp_avg_sq") else value for key, value in kept.items()}
+            start = self._before[name] = parameters[name].detach()[counted]
+            self._expected[name] = adamw(start, gradient[counted], state, rate, self._train)
 
     def _reference(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Loss and gradients of the same batch at the same weights, by a formula written out here."""
@@ -116,9 +139,10 @@ class Oracle:
             for name, parameter in self._other.named_parameters():
                 parameter.copy_(parameters[name])
         self._other.train()
-        inputs = {k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"}
         labels = self._arguments["labels"]
-        loss = cross_entropy(self._other(**inputs).logits, labels)
+        logits = self._other(**self._inputs()).logits
+        logits.register_hook(self._amplify)
+        loss = cross_entropy(logits, labels)
         names = [name for name, parameter in self._other.named_parameters() if parameter.requires_grad]
         wanted = [parameter for parameter in self._other.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -127,12 +151,34 @@ class Oracle:
             "step": {"reference_loss": float(loss.detach()), **self._by_logits(labels)},
         }
 
+    def _unreached(self, gradients: Tensors) -> list[str]:
+        """Parameters that get no gradient although the logits depend on them: frozen, or detached on the way.
+
+        One after the other is moved, and the logits looked at; those that have no part in the forward pass stay out.
+        """
+        inputs = self._inputs()
+        parameters = dict(self._other.named_parameters())
+        found = []
+        with torch.no_grad():
+            right = self._other(**inputs).logits
+            for name in (name for name in self._learnable if name in parameters and name not in gradients):
+                kept = parameters[name].clone()
+                parameters[name].copy_(kept * 1.5 + 0.1 * torch.arange(kept.numel()).cos().view_as(kept))
+                if not torch.equal(self._other(**inputs).logits, right):
+                    found.append(name)
+                parameters[name].copy_(kept)
+        return found
+
+    def _inputs(self) -> Tensors:
+        """The tensors that the model got for this batch, but for the labels."""
+        return {k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"}
+
     def _by_logits(self, labels: torch.Tensor) -> dict[str, Any]:
         """The gradient of the loss by the logits, as it was and as the formula has it."""
         assert self._logits is not None
         mine = self._logits.detach().double().requires_grad_()
         (expected,) = torch.autograd.grad(cross_entropy(mine, labels), mine)
-        found = self._logits.grad
+        found = None if self._logits.grad is None else self._logits.grad / self._factor
         probabilities = bool((mine >= 0).all()) and bool((mine.sum(-1) - 1).abs().max() < 1e-4)
         return {
             "logits_gradient": math.nan if found is None else _relative(found.double(), expected),
@@ -157,7 +203,7 @@ def adamw(
     mean = first * state.get("exp_avg", zero).double() + (1 - first) * gradient.double()
     square = second * state.get("exp_avg_sq", zero).double() + (1 - second) * gradient.double().square()
     direction = (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + train.eps)
-    return parameter.detach().double() * (1 - rate * train.weight_decay) - rate * direction
+    return parameter.double() * (1 - rate * train.weight_decay) - rate * direction
 
 
 def _compare_gradients(found: Tensors, expected: Tensors) -> dict[str, Any]:
@@ -180,10 +226,9 @@ def _compare_updates(now: dict[str, Any], before: Tensors, expected: Tensors, co
     distances: dict[str, float] = {}
     moves = rounding = 0.0
     for name, target in expected.items():
-        mask = counted[name]
-        start = before[name].double()[mask]
-        distances[name] = float((now[name].detach().double()[mask] - target[mask]).norm())
-        moves = math.hypot(moves, float((target[mask] - start).norm()))
+        start = before[name].double()
+        distances[name] = float((now[name].detach()[counted[name]].double() - target).norm())
+        moves = math.hypot(moves, float((target - start).norm()))
         rounding = math.hypot(rounding, float(torch.finfo(now[name].dtype).eps * start.norm()))
     return {
         "update": math.hypot(*distances.values()) if distances else math.nan,

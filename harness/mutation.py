@@ -1,0 +1,131 @@
+"""Mutation: mistakes are made in a case on purpose, one at a time. Which do the laws catch?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
+
+from harness.laws import Law, Verdict, judge
+from harness.plan import Case
+from harness.record import Record
+
+Outcome = Literal["caught", "survived", "equivalent"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+class Described(Protocol):
+    """What is asked of a fault here; the rest is for whoever trains with it."""
+
+    @property
+    def name(self) -> str:
+        """Of the fault."""
+
+    @property
+    def description(self) -> str:
+        """One sentence."""
+
+    @property
+    def source(self) -> str:
+        """Where it happened."""
+
+    @property
+    def loops(self) -> frozenset[str]:
+        """Where it can happen."""
+
+
+Fault = TypeVar("Fault", bound=Described)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A case with a fault made in it, and what became of it."""
+
+    case: Case
+    fault: Described
+    outcome: Outcome
+    """`equivalent`: everything that the run left is exactly what the healthy run left."""
+    broken: tuple[Verdict, ...] = ()
+    """The verdicts that caught it."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What became of every fault in every case."""
+
+    mutants: tuple[Mutant, ...]
+
+    @property
+    def survivors(self) -> tuple[Mutant, ...]:
+        """The gaps."""
+        return tuple(mutant for mutant in self.mutants if mutant.outcome == "survived")
+
+    @property
+    def score(self) -> str:
+        """``caught 60 of 61 (4 equivalent)``: there is nothing to catch in what is equivalent."""
+        caught, survived, equivalent = (sum(one.outcome == outcome for one in self.mutants) for outcome in OUTCOMES)
+        return f"caught {caught} of {caught + survived} ({equivalent} equivalent)"
+
+
+class Subject(Generic[Fault]):
+    """A case in which faults are made.
+
+    Laws that train again are asked only where the others see nothing: most faults are caught without them.
+
+    Args:
+        case: what is trained.
+        laws: which judge it; those that compare cases are left out.
+        runs: trains it, with a fault or without.
+    """
+
+    def __init__(self, case: Case, laws: Iterable[Law], runs: Callable[[Case, Fault | None], Record]) -> None:
+        self.case = case
+        self._laws = [law for law in laws if law.axis is None and case.settings.invariants.get(law.name) is not False]
+        self._quick = [law for law in self._laws if not law.slow]
+        self._runs = runs
+
+    @cached_property
+    def healthy(self) -> Record:
+        """The run without a fault."""
+        return self._runs(_probed(self.case, self._laws), None)
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What is wrong with it without a fault: there must be nothing, or no fault can be told from it."""
+        if self.healthy.outcome == "skipped":
+            return (f"{self.case.name}: skipped: {self.healthy.reason}",)
+        return tuple(f"{one.about}::{one.law}: {one.message}" for one in _broken(self.healthy, self._laws))
+
+    def suits(self, fault: Described) -> bool:
+        """Whether the fault can happen in its loop."""
+        return self.case.settings.train.loop in fault.loops
+
+    def with_fault(self, fault: Fault) -> Mutant:
+        """Make a mistake in it, and see which laws notice."""
+        for laws in (self._quick, self._laws):
+            record = self._runs(_probed(self.case, laws), fault)
+            if broken := _broken(record, laws):
+                return Mutant(self.case, fault, "caught", broken)
+        return Mutant(self.case, fault, "equivalent" if evidence(record) == evidence(self.healthy) else "survived")
+
+
+def mutants(subjects: Sequence[Subject[Fault]], faults: Iterable[Fault]) -> Iterator[Mutant]:
+    """Each fault in each case that it can happen in."""
+    return (subject.with_fault(fault) for fault in faults for subject in subjects if subject.suits(fault))
+
+
+def evidence(record: Record) -> str:
+    """All that a run left but for time, place and memory, in which any two runs differ."""
+    clocks: dict[str, Any] = {"steps": {"seconds", "watching_seconds"}}
+    return record.model_dump_json(
+        exclude={"started": True, "seconds": True, "environment": True, "memory": True, **clocks}
+    )
+
+
+def _probed(case: Case, laws: Iterable[Law]) -> Case:
+    return replace(case, probes=frozenset(probe for law in laws for probe in law.probes))
+
+
+def _broken(record: Record, laws: Iterable[Law]) -> tuple[Verdict, ...]:
+    return tuple(verdict for verdict in judge(record, laws) if verdict.outcome == "broken")

@@ -1,0 +1,81 @@
+"""What a fault is, and the stack that takes it back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from harness.training.checkpoint import Loaded
+from harness.training.workload import Workload
+
+NO_REPORT = "no single report"
+"""The source of mistakes that everybody has made. `DeepCrime` is the list of operators of Humbatova, Jahangirova and
+Tonella, ISSTA 2021, drawn from real faults."""
+
+BOTH = frozenset({"custom", "trainer"})
+
+
+class Patch(ExitStack):
+    """Attributes that have another value until the run is over, however it ends."""
+
+    def set(self, target: Any, name: str, value: Any) -> Any:
+        """Give an attribute of a module, class or object another value; returns the one it had."""
+        before = getattr(target, name)
+        self.enter_context(mock.patch.object(target, name, value))
+        return before
+
+
+Seed = Callable[[Workload, Patch], Workload]
+Load = Callable[[Loaded, Patch], Loaded]
+
+
+def nothing_loaded(loaded: Loaded, patch: Patch) -> Loaded:
+    """Leave the checkpoint as it is."""
+    return loaded
+
+
+def nothing_seeded(work: Workload, patch: Patch) -> Workload:
+    """Leave the workload as it is."""
+    return work
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake that real set-ups have made, ready to be made in a case.
+
+    What it gets are copies of its own: it may change models and tokenizers in place. Anything else it changes through
+    the patch. Probes copy the model, so what it hangs on a model must work on a copy.
+    """
+
+    name: str
+    description: str
+    """One sentence."""
+    source: str
+    """Public threads where it happened, or the published list of operators that it is taken from."""
+    loops: frozenset[str] = BOTH
+    """Where it can happen."""
+    load: Load = nothing_loaded
+    """Changes the checkpoint, before anything is made of it."""
+    seed: Seed = nothing_seeded
+    """Changes the workload, before the loop gets it."""
+
+
+HEALTHY = Fault("none", "Nothing is wrong.", "")
+
+
+def fault(source: str, *, loops: frozenset[str] | set[str] = BOTH) -> Callable[[Seed], Fault]:
+    """Make a fault of a function ``(work, patch) -> work``: its name, and its docstring as the description."""
+    return lambda seed: Fault(seed.__name__, _sentence(seed), source, frozenset(loops), seed=seed)
+
+
+def loading_fault(source: str) -> Callable[[Load], Fault]:
+    """Make a fault of a function ``(loaded, patch) -> loaded``."""
+    return lambda load: Fault(load.__name__, _sentence(load), source, load=load)
+
+
+def _sentence(function: Callable[..., Any]) -> str:
+    return " ".join((inspect.getdoc(function) or "").split())

@@ -1,0 +1,44 @@
+"""Mistakes that real fine-tunings have made, to be made on purpose: what `harness mutate` seeds, one at a time.
+
+Who has others passes more; nothing is registered.
+"""
+
+from __future__ import annotations
+
+from harness.training.fault import Fault
+from harness.training.faults import (
+    collator,
+    head,
+    label,
+    loading,
+    loop,
+    loss,
+    mode,
+    model,
+    optimizer,
+    order,
+    saving,
+    schedule,
+    tokenizer,
+    trainer,
+)
+
+__all__ = ["FAULTS"]
+
+FAULTS: tuple[Fault, ...] = (
+    *tokenizer.FAULTS,
+    *label.FAULTS,
+    *collator.FAULTS,
+    *order.FAULTS,
+    *loading.FAULTS,
+    *model.FAULTS,
+    *head.FAULTS,
+    *mode.FAULTS,
+    *loss.FAULTS,
+    *optimizer.FAULTS,
+    *schedule.FAULTS,
+    *loop.FAULTS,
+    *trainer.FAULTS,
+    *saving.FAULTS,
+)
+"""In the order of a training: from the text to what is saved."""

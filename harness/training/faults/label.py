@@ -1,0 +1,107 @@
+"""Faults of the labels."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+from harness.training.fault import NO_REPORT, Patch, fault
+from harness.training.faults.seam import Row, on_batch, relabelled
+from harness.training.workload import Workload
+
+
+@fault("mlcommons/GaNDLF#870, tensorflow#50124")
+def labels_shuffled_apart(work: Workload, patch: Patch) -> Workload:
+    """Inputs and labels are shuffled independently of each other."""
+    labels = list(work.settings.data.labels)
+    while labels == work.settings.data.labels and len(set(labels)) > 1:
+        random.Random(5).shuffle(labels)
+        labels = labels[1:] + labels[:1]
+    return relabelled(work, lambda index, row: {**row, "label": labels[index]})
+
+
+@fault("mlcommons/GaNDLF#870")
+def labels_of_the_next_row(work: Workload, patch: Patch) -> Workload:
+    """The column of labels is off by one row."""
+    labels = work.settings.data.labels
+    return relabelled(work, lambda index, row: {**row, "label": labels[(index + 1) % len(labels)]})
+
+
+@fault("vllm-project/semantic-router#3557")
+def labels_renumbered(work: Workload, patch: Patch) -> Workload:
+    """The map from names to numbers is made anew, in another order than the declared one."""
+    last = work.settings.data.resolved_num_labels - 1
+    return relabelled(work, lambda index, row: {**row, "label": last - row["label"]})
+
+
+@fault("dcgp#86")
+def one_label_for_all(work: Workload, patch: Patch) -> Workload:
+    """Every example gets the first label, as where a comparison of strings never holds."""
+    return relabelled(work, lambda index, row: {**row, "label": 0})
+
+
+@fault("DeepCrime: change labels of training data")
+def a_label_is_noisy(work: Workload, patch: Patch) -> Workload:
+    """One example in the whole set has a wrong label."""
+    classes = work.settings.data.resolved_num_labels
+
+    def change(index: int, row: Row) -> Row:
+        return {**row, "label": (row["label"] + 1) % classes} if index == 0 else row
+
+    return relabelled(work, change)
+
+
+@fault("transformers#11012, adapter-hub/adapters#40")
+def labels_as_one_hot_floats(work: Workload, patch: Patch) -> Workload:
+    """Labels are one-hot floats, for which heads silently take binary cross-entropy."""
+    classes = work.settings.data.resolved_num_labels
+
+    def change(batch: Any, collator: Any) -> None:
+        batch["labels"] = torch.nn.functional.one_hot(batch["labels"], classes).float()
+
+    on_batch(patch, change)
+    return work
+
+
+@fault("transformers#2491, trl#980")
+def a_label_is_ignored(work: Workload, patch: Patch) -> Workload:
+    """The first row of each batch has the label -100, which the loss ignores."""
+
+    def change(batch: Any, collator: Any) -> None:
+        batch["labels"][0] = -100
+
+    on_batch(patch, change)
+    return work
+
+
+@fault("trl#1920, trl#598, pytorch#116349")
+def all_labels_ignored_once(work: Workload, patch: Patch) -> Workload:
+    """Every label of the batches that hold the last example is -100: their mean loss is that of nothing."""
+    last = len(work.examples) - 1
+    return relabelled(work, lambda index, row: {**row, "label": -100} if index >= last - work.train.batch_size else row)
+
+
+@fault(NO_REPORT)
+def labels_lost(work: Workload, patch: Patch) -> Workload:
+    """The column of labels has a name that the model does not know."""
+
+    def change(batch: Any, collator: Any) -> None:
+        batch.pop("labels", None)
+
+    on_batch(patch, change)
+    return work
+
+
+FAULTS = (
+    labels_shuffled_apart,
+    labels_of_the_next_row,
+    labels_renumbered,
+    one_label_for_all,
+    a_label_is_noisy,
+    labels_as_one_hot_floats,
+    a_label_is_ignored,
+    all_labels_ignored_once,
+    labels_lost,
+)

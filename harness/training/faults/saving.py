@@ -1,0 +1,166 @@
+"""Faults of what is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.training import checkpoint
+from harness.training.fault import NO_REPORT, Patch, fault
+from harness.training.workload import Workload
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _saving(patch: Patch, change: Callable[[Any, Tensors], Tensors]) -> None:
+    """Let models save what `change(model, tensors)` makes of their tensors."""
+    right = PreTrainedModel.save_pretrained
+
+    def save(self: Any, folder: Any, **kwargs: Any) -> None:
+        right(self, folder, state_dict=change(self, dict(self.state_dict())), **kwargs)
+
+    patch.set(PreTrainedModel, "save_pretrained", save)
+
+
+def _rewriting(patch: Patch, kind: type, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Let a JSON file that `kind.save_pretrained` writes be changed afterwards."""
+    right = kind.save_pretrained  # type: ignore[attr-defined]
+
+    def save(self: Any, folder: Any, **kwargs: Any) -> Any:
+        found = right(self, folder, **kwargs)
+        file = Path(folder) / name
+        said = json.loads(file.read_text(encoding="utf-8"))
+        change(said)
+        file.write_text(json.dumps(said), encoding="utf-8")
+        return found
+
+    patch.set(kind, "save_pretrained", save)
+
+
+@fault("sentence-transformers#3980, peft#756, peft#602, unsloth#3317")
+def head_not_saved(work: Workload, patch: Patch) -> Workload:
+    """The new head is not among the saved weights: a reload draws it anew."""
+
+    def change(model: Any, tensors: Tensors) -> Tensors:
+        head = set(checkpoint.head_names(model))
+        return {name: tensor for name, tensor in tensors.items() if name not in head}
+
+    _saving(patch, change)
+    return work
+
+
+@fault("moco-v3#30, NASA-IMPACT/hls-foundation-os#63")
+def saved_under_a_prefix(work: Workload, patch: Patch) -> Workload:
+    """Saved names carry a wrapper's prefix."""
+    _saving(patch, lambda model, tensors: {f"module.{name}": tensor for name, tensor in tensors.items()})
+    return work
+
+
+@fault("unsloth#237, peft#2898")
+def saved_in_bf16(work: Workload, patch: Patch) -> Workload:
+    """Weights are saved in bf16."""
+    _saving(patch, lambda model, tensors: {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()})
+    return work
+
+
+@fault("transformers#24103, sentence-transformers#3470, transformers#36201")
+def saved_before_training(work: Workload, patch: Patch) -> Workload:
+    """What is saved are the weights from before the training."""
+    start = {name: tensor.detach().cpu().clone() for name, tensor in work.model.state_dict().items()}
+    _saving(patch, lambda model, tensors: {name: start.get(name, tensor) for name, tensor in tensors.items()})
+    return work
+
+
+@fault("transformers#30543, peft#2898")
+def a_matrix_not_saved(work: Workload, patch: Patch) -> Workload:
+    """One weight of the backbone is lost when saving."""
+
+    def change(model: Any, tensors: Tensors) -> Tensors:
+        prefix = f"{model.base_model_prefix}."
+        lost = [name for name, t in tensors.items() if name.startswith(prefix) and t.dim() == 2][-1]
+        return {name: tensor for name, tensor in tensors.items() if name != lost}
+
+    _saving(patch, change)
+    return work
+
+
+@fault("peft#2898, Chinese-LLaMA-Alpaca#604")
+def last_token_row_not_saved(work: Workload, patch: Patch) -> Workload:
+    """The row of the last token is saved as zeros."""
+
+    def change(model: Any, tensors: Tensors) -> Tensors:
+        table = model.get_input_embeddings().weight
+        name = next(name for name, parameter in model.named_parameters() if parameter is table)
+        return {**tensors, name: torch.cat([tensors[name][:-1], torch.zeros_like(tensors[name][-1:])])}
+
+    _saving(patch, change)
+    return work
+
+
+@fault("vllm-project/semantic-router#3557")
+def tokenizer_not_saved(work: Workload, patch: Patch) -> Workload:
+    """``tokenizer.save_pretrained`` is forgotten."""
+    patch.set(PreTrainedTokenizerBase, "save_pretrained", lambda self, *args, **kwargs: ())
+    return work
+
+
+@fault("vllm-project/semantic-router#3557")
+def padding_side_lost(work: Workload, patch: Patch) -> Workload:
+    """The saved tokenizer pads on the other side."""
+
+    def change(said: dict[str, Any]) -> None:
+        said["padding_side"] = "right" if work.tokenizer.padding_side == "left" else "left"
+
+    _rewriting(patch, PreTrainedTokenizerBase, "tokenizer_config.json", change)
+    return work
+
+
+@fault("vllm-project/semantic-router#3557")
+def pad_token_lost(work: Workload, patch: Patch) -> Workload:
+    """The saved tokenizer has no pad token."""
+    _rewriting(patch, PreTrainedTokenizerBase, "tokenizer_config.json", lambda said: said.pop("pad_token", None))
+    return work
+
+
+@fault("vllm-project/semantic-router#3557")
+def pad_id_lost(work: Workload, patch: Patch) -> Workload:
+    """The saved config does not know the pad token."""
+    _rewriting(patch, PreTrainedModel, "config.json", lambda said: said.update(pad_token_id=None))
+    return work
+
+
+@fault("vllm-project/semantic-router#3557")
+def label_names_lost(work: Workload, patch: Patch) -> Workload:
+    """The saved config has other label names."""
+    names = {str(number): f"class {number}" for number in range(work.model.config.num_labels)}
+    swapped = {name: int(number) for number, name in names.items()}
+    _rewriting(patch, PreTrainedModel, "config.json", lambda said: said.update(id2label=names, label2id=swapped))
+    return work
+
+
+@fault(NO_REPORT)
+def special_tokens_not_saved(work: Workload, patch: Patch) -> Workload:
+    """The saved tokenizer adds no special tokens."""
+    _rewriting(patch, PreTrainedTokenizerBase, "tokenizer.json", lambda said: said.update(post_processor=None))
+    return work
+
+
+FAULTS = (
+    head_not_saved,
+    saved_under_a_prefix,
+    saved_in_bf16,
+    saved_before_training,
+    a_matrix_not_saved,
+    last_token_row_not_saved,
+    tokenizer_not_saved,
+    padding_side_lost,
+    pad_token_lost,
+    pad_id_lost,
+    label_names_lost,
+    special_tokens_not_saved,
+)

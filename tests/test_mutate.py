@@ -1,0 +1,241 @@
+"""`harness mutate`: real mistakes made in an experiment, which law catches them, and what is said of the rest."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from records import HEALTHY, record
+from trial import case
+
+from harness import mutation
+from harness.__main__ import main
+from harness.laws import LAWS
+from harness.mutation import Mutant, Mutation, Subject, evidence, mutants
+from harness.plan import Case
+from harness.record import Record
+from harness.report import mutation_markdown, mutation_text
+from harness.training.fault import Fault, Patch
+from harness.training.faults import FAULTS
+from harness.training.mutate import runner
+
+Runs = Callable[[Case, Fault | None], Record]
+
+# What becomes of a fault, on records written by hand
+
+SCALED = Fault("scaled", "The loss is scaled.", "a#1")
+HIDDEN = Fault("hidden", "No law sees it.", "b#2")
+NOTHING = Fault("nothing", "Nothing happens.", "c#3")
+TRAINER_ONLY = Fault("trainer_only", "A callback of the Trainer.", "d#4", loops=frozenset({"trainer"}))
+STUBBORN = Fault("stubborn", "Only a slow law sees it.", "e#5")
+
+
+def runs(one: Case, fault: Fault | None) -> Record:
+    """The healthy record, or that which a fault leaves."""
+    if fault is SCALED:
+        return record(loss_of_twin(1.4))
+    if fault is HIDDEN:
+        return record(reason="something else")
+    if fault is STUBBORN and "overfit" in one.probes:
+        return record(probes={"overfit": {**HEALTHY.probes["overfit"], "loss": [0.7, 0.7]}})
+    return HEALTHY
+
+
+def declared() -> Case:
+    """A case whose record would be that one."""
+    return case(file="a.yaml")
+
+
+def loss_of_twin(loss: float) -> Record:
+    """The healthy record, but for the loss of the first step on the twin."""
+    steps = [dict(step) for step in HEALTHY.probes["steps"]["steps"]]
+    steps[0] |= {"loss": loss, "logits_gradient": 1.0, "logits_gradient_scale": 2.0}
+    return record(probes={"steps": {"steps": steps}})
+
+
+@pytest.fixture
+def subject() -> Subject[Fault]:
+    """A healthy case."""
+    return Subject(declared(), LAWS, runs)
+
+
+def test_fault_is_caught_by_the_laws_that_it_breaks(subject: Subject[Fault]) -> None:
+    """The verdicts are kept, to say which law noticed."""
+    found = subject.with_fault(SCALED)
+    assert found.outcome == "caught"
+    assert [verdict.law for verdict in found.broken] == ["loss_is_the_declared_one"]
+
+
+def test_fault_that_leaves_another_record_survives(subject: Subject[Fault]) -> None:
+    """Something changed, and no law says so."""
+    assert subject.with_fault(HIDDEN).outcome == "survived"
+
+
+def test_fault_that_leaves_the_same_record_is_equivalent(subject: Subject[Fault]) -> None:
+    """There is nothing to catch, down to the last bit of the weights."""
+    assert subject.with_fault(NOTHING).outcome == "equivalent"
+
+
+def test_time_and_place_make_no_difference() -> None:
+    """Two runs of the same training are equal, whenever they ran and however long they took."""
+    steps = {"seconds": (9.0,) * 8, "watching_seconds": (1.0,) * 8}
+    later = record(steps=steps).model_copy(update={"seconds": 99.0, "started": HEALTHY.started.replace(year=2031)})
+    assert evidence(later) == evidence(HEALTHY)
+    assert evidence(record(steps={"graphs": (1,) * 8})) != evidence(HEALTHY)
+
+
+def test_slow_laws_are_asked_last(subject: Subject[Fault]) -> None:
+    """They train again, so only what the others let pass is put to them."""
+    assert [verdict.law for verdict in subject.with_fault(STUBBORN).broken] == ["overfits_one_batch"]
+
+
+def test_law_that_is_switched_off_catches_nothing() -> None:
+    """The user's own selection is measured, not ours."""
+    one = declared()
+    settings = one.settings.model_copy(update={"invariants": {"loss_is_the_declared_one": False}})
+    assert Subject(replace(one, settings=settings), LAWS, runs).with_fault(SCALED).outcome == "survived"
+
+
+def test_fault_of_the_other_loop_is_left_out(subject: Subject[Fault]) -> None:
+    """It cannot happen there."""
+    assert [mutant.fault.name for mutant in mutants([subject], [SCALED, TRAINER_ONLY])] == ["scaled"]
+
+
+def test_an_unhealthy_case_is_an_alarm() -> None:
+    """No fault can be told from what is broken already."""
+    broken = Subject[Fault](declared(), LAWS, lambda case, fault: loss_of_twin(1.4))
+    assert [alarm.partition(": ")[0] for alarm in broken.alarms] == [f"{HEALTHY.name}::loss_is_the_declared_one"]
+    skipped = Subject[Fault](declared(), LAWS, lambda case, fault: record(outcome="skipped", reason="no such device"))
+    assert "skipped: no such device" in skipped.alarms[0]
+
+
+def test_tables(subject: Subject[Fault]) -> None:
+    """Fault, case, loop and laws; then each gap with its source; then the score, which leaves equivalents out."""
+    found = Mutation(tuple(mutants([subject], [SCALED, HIDDEN, NOTHING])))
+    text = mutation_text(found)
+    assert "scaled   a.yaml::cpu  custom  loss_is_the_declared_one" in text
+    assert "SURVIVED hidden in a.yaml::cpu: No law sees it. (b#2)" in text
+    assert text.endswith("caught 1 of 2 (1 equivalent)")
+    page = mutation_markdown(found)
+    assert "Caught 1 of 2 (1 equivalent)." in page
+    assert "| The loss is scaled. " in page
+    assert "## Survived" in page
+    assert "## Survived" not in mutation_markdown(Mutation(tuple(mutants([subject], [SCALED]))))
+
+
+# The faults themselves
+
+
+def test_faults_are_many_and_described() -> None:
+    """Each has a name of its own, a sentence, and the place where it happened."""
+    assert len(FAULTS) >= 70
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+    for fault in FAULTS:
+        assert fault.description.endswith("."), fault.name
+        assert fault.source, fault.name
+        assert fault.loops, fault.name
+
+
+TEXTS = ["it was cold", "never again", "the soup was warm", "bread", "we waited an hour for the soup", "A fine day!"]
+SAID = {
+    "data": {"sequences": TEXTS, "labels": [0, 0, 1, 1, 0, 1]},
+    "train": {"steps": 16, "batch_size": 4, "learning_rate": 5e-3, "warmup_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[dict[str, Subject[Fault]]]:
+    """A small training with a warm-up, whose last batch of an epoch is smaller than the others, by loop."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    runs: Runs = runner(Path.cwd())
+    cases = {loop: case(data=SAID["data"], train={**SAID["train"], "loop": loop}) for loop in ("custom", "trainer")}
+    yield {loop: Subject(one, LAWS, runs) for loop, one in cases.items()}
+    torch.set_num_threads(threads)
+
+
+EQUIVALENT = {
+    "tied_weights_untied": "BERT with a classification head ties nothing",
+    "callback_sets_eval_mode": "the Trainer sets train mode before each step",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_fault_is_caught(trained: dict[str, Subject[Fault]], fault: Fault) -> None:
+    """In the custom loop if it can happen there; docs/laws.md shows both loops, and other architectures."""
+    found = trained[min(fault.loops)].with_fault(fault)
+    assert found.outcome == ("equivalent" if fault.name in EQUIVALENT else "caught")
+
+
+def test_faults_leave_nothing_behind(trained: dict[str, Subject[Fault]]) -> None:
+    """After all of them, the case without a fault is what it was, and no law is broken."""
+    for subject in trained.values():
+        assert subject.alarms == ()
+        assert subject.with_fault(NOTHING).outcome == "equivalent"
+
+
+def test_patch_is_taken_back_when_the_run_crashes(trained: dict[str, Subject[Fault]]) -> None:
+    """However a run ends."""
+
+    def crash(work: object, patch: Patch) -> object:
+        patch.set(mutation, "OUTCOMES", ())
+        raise RuntimeError("a broken thing")
+
+    found = trained["custom"].with_fault(Fault("crash", "It crashes.", "a#1", seed=crash))  # type: ignore[arg-type]
+    assert [verdict.law for verdict in found.broken] == ["trains"]
+    assert mutation.OUTCOMES
+
+
+# The command
+
+EXPERIMENT = """
+checkpoint: {architecture: bert, size: tiny}
+data: {sequences: [good enough, bad, a long way from good, so so], labels: [1, 0, 1, 0]}
+train: {steps: 20, batch_size: 2, learning_rate: 1.0e-3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small experiment in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(EXPERIMENT, encoding="utf-8")
+    return path
+
+
+def test_command_prints_table_and_score(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything caught: status 0."""
+    assert main(["mutate", str(file), "--only", "loss_negated"]) == 0
+    out = capsys.readouterr().out
+    assert "loss_is_the_declared_one" in out
+    assert out.endswith("caught 1 of 1 (0 equivalent)\n")
+
+
+def test_command_names_the_gap(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A survivor: status 1, and the page says which."""
+    file.write_text(EXPERIMENT + "invariants: {update_is_the_declared_one: false, optimizer_covers_trainable: false}\n")
+    page = tmp_path / "page.md"
+    assert main(["mutate", str(file), "--only", "another_adam", "--output", str(page)]) == 1
+    assert capsys.readouterr().out == "caught 0 of 1 (0 equivalent)\n"
+    assert "## Survived" in page.read_text(encoding="utf-8")
+
+
+def test_command_wants_a_healthy_experiment(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is broken before anything is made wrong is said instead: status 2."""
+    file.write_text(EXPERIMENT.replace("1.0e-3", "1.0e-9"))
+    assert main(["mutate", str(file), "--only", "loss_negated"]) == 2
+    error = capsys.readouterr().err
+    assert "not healthy before anything is made wrong:\nexperiment.yaml::cpu::loss_decreases: " in error
+
+
+def test_command_knows_its_faults(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is none gets the nearest one that is."""
+    assert main(["mutate", str(file), "--only", "loss_negate"]) == 1
+    assert "loss_negate: no such fault; did you mean 'loss_negated'?" in capsys.readouterr().err
+
+
+def test_mutant_is_what_the_table_needs() -> None:
+    """A mutant says itself what became of it."""
+    assert Mutant(declared(), SCALED, "caught").broken == ()
