@@ -14,6 +14,9 @@ from harness.record import Record
 Outcome = Literal["caught", "survived", "equivalent"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+SHORT = 6
+"""Steps of the training that is tried first."""
+
 
 class Described(Protocol):
     """What is asked of a fault here; the rest is for whoever trains with it."""
@@ -71,7 +74,8 @@ class Mutation:
 class Subject(Generic[Fault]):
     """A case in which faults are made.
 
-    Laws that train again are asked only where the others see nothing: most faults are caught without them.
+    Most faults show in the first steps, so a short training is tried first, judged by the laws that it keeps where
+    nothing is wrong; then the declared one; and the laws that train again are asked only where the others see nothing.
 
     Args:
         case: what is trained.
@@ -103,11 +107,22 @@ class Subject(Generic[Fault]):
 
     def with_fault(self, fault: Fault) -> Mutant:
         """Make a mistake in it, and see which laws notice."""
-        for laws in (self._quick, self._laws):
-            record = self._runs(_probed(self.case, laws), fault)
+        for case, laws in self._stages:
+            record = self._runs(_probed(case, laws), fault)
             if broken := _broken(record, laws):
                 return Mutant(self.case, fault, "caught", broken)
         return Mutant(self.case, fault, "equivalent" if evidence(record) == evidence(self.healthy) else "survived")
+
+    @cached_property
+    def _stages(self) -> list[tuple[Case, list[Law]]]:
+        stages = [(self.case, self._quick), (self.case, self._laws)]
+        settings = self.case.settings
+        if settings.train.steps > SHORT:
+            train = settings.train.model_copy(update={"steps": SHORT})
+            short = replace(self.case, settings=settings.model_copy(update={"train": train}))
+            alarms = {one.law for one in _broken(self._runs(_probed(short, self._quick), None), self._quick)}
+            stages.insert(0, (short, [law for law in self._quick if law.name not in alarms]))
+        return stages
 
 
 def mutants(subjects: Sequence[Subject[Fault]], faults: Iterable[Fault]) -> Iterator[Mutant]:
@@ -119,7 +134,7 @@ def evidence(record: Record) -> str:
     """All that a run left but for time, place and memory, in which any two runs differ."""
     clocks: dict[str, Any] = {"steps": {"seconds", "watching_seconds"}}
     return record.model_dump_json(
-        exclude={"started": True, "seconds": True, "environment": True, "memory": True, **clocks}
+        exclude={"started": True, "seconds": True, "environment": True, "memory": True, "probe_seconds": True, **clocks}
     )
 
 

@@ -245,6 +245,8 @@ class Record(Part):
     memory: Memory = Memory()
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""
+    probe_seconds: dict[str, float] = Field(default_factory=dict)
+    """What each probe took."""
     invariants: dict[str, Any] = Field(default_factory=dict)
     """What the experiment says of laws: off, or with options."""
     expect_broken: dict[str, str] = Field(default_factory=dict)

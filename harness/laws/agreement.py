@@ -107,8 +107,10 @@ def _agree(
             else:
                 comparable.append(record)
         for other in comparable[1:]:
-            if (difference := compare(comparable[0], other)) is not None:
-                return broken(f"{comparable[0].case} and {other.case}: {difference}", cause=_cause(difference))
+            first = comparable[0]
+            if (difference := compare(first, other)) is not None:
+                message = f"{first.case} and {other.case}: {difference}"
+                return broken(message, cause=_cause(difference), between=(first.name, other.name))
             agreed += 1
     left_out = "; ".join([*missing, *unfinished])
     if not agreed:

@@ -32,6 +32,8 @@ class Verdict:
     law: str = ""
     about: str = ""
     """``FILE::CASE``, or the file of an agreement."""
+    between: tuple[str, ...] = ()
+    """The cases that do not agree, where it is broken."""
 
 
 def held(message: str) -> Verdict:
@@ -44,9 +46,9 @@ def vacuous(message: str) -> Verdict:
     return Verdict("vacuous", message)
 
 
-def broken(message: str, cause: str = "") -> Verdict:
+def broken(message: str, cause: str = "", between: tuple[str, ...] = ()) -> Verdict:
     """The training breaks the law."""
-    return Verdict("broken", message, cause)
+    return Verdict("broken", message, cause, between=between)
 
 
 def not_applicable(message: str) -> Verdict:

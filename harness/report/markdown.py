@@ -7,6 +7,7 @@ import re
 from tabulate import tabulate
 
 from harness.laws import Verdict
+from harness.laws.causes import Finding
 from harness.record import Environment
 from harness.report.summary import Row, Summary
 from harness.report.table import HEADERS, cells, printable
@@ -21,22 +22,44 @@ def markdown(summary: Summary) -> str:
         summary.tally[:1].upper() + summary.tally[1:] + ".",
         tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
-        _section("Broken laws", [_broken(verdict) for verdict in summary.broken]),
+        _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
         _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
+        _costs(summary),
         _section("Where it ran", [_environment(environment) for environment in summary.environments]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _costs(summary: Summary) -> str:
+    """What the laws cost, by the evidence they read."""
+    if not summary.costs:
+        return ""
+    rows = [
+        (cost.evidence, f"{cost.seconds:.2f} s", f"{cost.seconds / summary.seconds:.0%}", ", ".join(cost.laws))
+        for cost in summary.costs
+    ]
+    table = tabulate(
+        [[escape(cell) for cell in row] for row in rows],
+        headers=("evidence", "time", f"of {summary.seconds:.1f} s", "laws that read it"),
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    return f"## What the laws cost\n\n{table}"
 
 
 def _section(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", "", *lines]) if lines else ""
 
 
-def _broken(verdict: Verdict) -> str:
+def _broken(finding: Finding) -> str:
+    verdict = finding.verdict
     cause = f"\n  Likely cause: {escape(verdict.cause)}" if verdict.cause else ""
-    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {escape(verdict.message)}{cause}"
+    followed = "".join(
+        f"\n  - and so {_code(f'{one.about}::{one.law}')}: {escape(one.message)}" for one in finding.consequences
+    )
+    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {escape(verdict.message)}{cause}{followed}"
 
 
 def _held(verdict: Verdict) -> str:

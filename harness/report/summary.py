@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.laws import OUTCOMES, Verdict, judge, judge_together
+from harness.laws import LAWS, OUTCOMES, Verdict, judge, judge_together
+from harness.laws.causes import Finding, findings
 from harness.record import Environment, Memory, Record
 from harness.throughput import NotMeasured, Throughput, throughput
 
@@ -30,6 +32,17 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What evidence took, over all cases."""
+
+    evidence: str
+    """The probe; or ``watching``, for what is seen of each training step with its clock stopped."""
+    laws: tuple[str, ...]
+    """Those that read it."""
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything that a report shows."""
 
@@ -39,12 +52,16 @@ class Summary:
     environments: tuple[Environment, ...]
     problems: tuple[str, ...] = ()
     """Lines of record files that could not be used."""
+    costs: tuple[Cost, ...] = ()
+    """Of the laws, the dearest first."""
+    seconds: float = 0.0
+    """All cases together, laws included."""
 
     @property
-    def broken(self) -> tuple[Verdict, ...]:
-        """Every broken law, in the order of the cases, agreements last."""
-        every = [*(verdict for row in self.rows for verdict in row.verdicts), *self.agreements]
-        return tuple(verdict for verdict in every if verdict.outcome == "broken")
+    def findings(self) -> tuple[Finding, ...]:
+        """The broken laws, each under the one that explains it."""
+        alone = [verdict for row in self.rows for verdict in row.verdicts if verdict.outcome == "broken"]
+        return findings(alone, [verdict for verdict in self.agreements if verdict.outcome == "broken"])
 
     @property
     def tally(self) -> str:
@@ -67,7 +84,22 @@ def summarise(records: Iterable[Record], problems: Sequence[str] = ()) -> Summar
         agreements=tuple(verdict for verdict in judge_together(last) if verdict.outcome != "not applicable"),
         environments=tuple(Environment.model_validate_json(environment) for environment in environments),
         problems=tuple(problems),
+        costs=_costs(last),
+        seconds=math.fsum(record.seconds for record in last),
     )
+
+
+def _costs(records: Sequence[Record]) -> tuple[Cost, ...]:
+    seconds = {"watching": math.fsum(second for record in records for second in record.steps.watching_seconds)}
+    for record in records:
+        for probe, taken in record.probe_seconds.items():
+            seconds[probe] = seconds.get(probe, 0.0) + taken
+    costs = (Cost(name, _readers(name), taken) for name, taken in seconds.items() if taken)
+    return tuple(sorted(costs, key=lambda cost: -cost.seconds))
+
+
+def _readers(evidence: str) -> tuple[str, ...]:
+    return tuple(law.name for law in LAWS if (evidence in law.probes or (evidence == "watching" and not law.probes)))
 
 
 def _row(record: Record) -> Row:

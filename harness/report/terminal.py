@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from tabulate import tabulate
 
 from harness.laws import Verdict
+from harness.laws.causes import Finding
 from harness.report.summary import Summary
 from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
@@ -13,13 +16,29 @@ from harness.throughput import NotMeasured
 def terminal(summary: Summary) -> str:
     """The table, then what is broken, then what is missing and why."""
     table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
-    parts = [table, *(_broken(verdict) for verdict in summary.broken), _reasons(summary), *summary.problems]
-    return printable("\n\n".join(part for part in [*parts, summary.tally] if part))
+    parts = [table, *(_broken(finding) for finding in summary.findings), _reasons(summary), *summary.problems]
+    return printable("\n\n".join(part for part in [*parts, _last_lines(summary)] if part))
 
 
-def _broken(verdict: Verdict) -> str:
-    lines = [f"BROKEN {verdict.about}::{verdict.law}", f"  {verdict.message}"]
-    return "\n".join([*lines, f"  likely cause: {verdict.cause}"] if verdict.cause else lines)
+def _last_lines(summary: Summary) -> str:
+    """The tally, and what the laws cost."""
+    if not summary.costs:
+        return summary.tally
+    each = ", ".join(f"{cost.evidence} {cost.seconds:.1f}" for cost in summary.costs)
+    whole = math.fsum(cost.seconds for cost in summary.costs)
+    return f"{summary.tally}\nevidence for the laws took {whole:.1f} s of {summary.seconds:.1f} s: {each}"
+
+
+def _broken(finding: Finding) -> str:
+    """The law, what it says, and what is broken because of it."""
+    verdict = finding.verdict
+    cause = [f"  likely cause: {verdict.cause}"] if verdict.cause else []
+    followed = [f"  and so {_short(verdict, one)}: {one.message}" for one in finding.consequences]
+    return "\n".join([f"BROKEN {verdict.about}::{verdict.law}", f"  {verdict.message}", *cause, *followed])
+
+
+def _short(root: Verdict, verdict: Verdict) -> str:
+    return verdict.law if verdict.about == root.about else f"{verdict.about}::{verdict.law}"
 
 
 def _reasons(summary: Summary) -> str:

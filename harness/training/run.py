@@ -91,7 +91,11 @@ def _stages(
     evidence["memory"] = memory.read()
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
-    evidence["probes"] = {name: _probe(PROBES[name], loaded, work) for name in sorted(case.probes)}
+    evidence["probes"], evidence["probe_seconds"] = {}, {}
+    for name in sorted(case.probes):
+        clock = perf_counter()
+        evidence["probes"][name] = _probe(PROBES[name], loaded, work)
+        evidence["probe_seconds"][name] = perf_counter() - clock
 
 
 def _with(fault: Fault, loaded: checkpoint.Loaded, patch: Patch) -> checkpoint.Loaded:

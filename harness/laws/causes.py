@@ -1,0 +1,64 @@
+"""Which broken law explains which: a dropped mask also moves logits and keeps the loss from falling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.laws.law import Verdict
+
+_DATA = ("tokens_match_tokenizer", "padding_mask_correct", "labels_travel", "every_example_once")
+_MODEL = ("head_is_new", "dropout_on_in_training", "padding_changes_nothing", "examples_stay_apart")
+_OBJECTIVE = ("loss_is_the_declared_one", "gradient_is_the_declared_one")
+_OPTIMIZER = ("optimizer_covers_trainable", "schedule_followed", "update_is_the_declared_one")
+_EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_OPTIMIZER)
+
+EXPLAINED_BY: dict[str, tuple[str, ...]] = {
+    "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer"),
+    "examples_stay_apart": ("padding_mask_correct", "padding_changes_nothing"),
+    "every_token_counts": ("padding_mask_correct", "tokens_match_tokenizer"),
+    "loss_finite": ("head_is_new", "padding_changes_nothing", "schedule_followed"),
+    "gradient_is_the_declared_one": ("loss_is_the_declared_one",),
+    "update_is_the_declared_one": ("optimizer_covers_trainable", "schedule_followed"),
+    "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
+    "backbone_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
+    "loss_decreases": _EVERYTHING,
+    "overfits_one_batch": _EVERYTHING,
+    "ways_agree": (*_MODEL, *_OBJECTIVE, *_OPTIMIZER),
+    "loops_agree": (*_EVERYTHING, "loss_decreases", "head_changes", "backbone_changes"),
+    "devices_agree": _EVERYTHING,
+}
+"""By law, those that break it when they are broken, the likeliest first. What is not here has causes of its own."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken law, and those that are broken because of it."""
+
+    verdict: Verdict
+    consequences: tuple[Verdict, ...] = ()
+
+
+def findings(broken: Iterable[Verdict], agreements: Iterable[Verdict] = ()) -> tuple[Finding, ...]:
+    """Broken laws of one case or file, put under the ones that explain them.
+
+    Args:
+        broken: broken verdicts over single cases.
+        agreements: broken verdicts over the cases of a file; a broken law of one that does not agree explains them.
+    """
+    under: dict[Verdict, list[Verdict]] = {}
+    broken = tuple(broken)
+    for verdict in broken:
+        under.setdefault(_root(verdict, [one for one in broken if one.about == verdict.about]), []).append(verdict)
+    for verdict in agreements:
+        under.setdefault(_root(verdict, [one for one in broken if one.about in verdict.between]), []).append(verdict)
+    return tuple(Finding(root, tuple(one for one in all_ if one != root)) for root, all_ in under.items())
+
+
+def _root(verdict: Verdict, others: Sequence[Verdict]) -> Verdict:
+    """Follow what explains a verdict to where nothing does."""
+    for cause in EXPLAINED_BY.get(verdict.law, ()):
+        for other in others:
+            if other.law == cause:
+                return _root(other, others)
+    return verdict
