@@ -229,6 +229,13 @@ REJECTED = (
         "drawn anew",
     ),
     Judged(
+        "head_is_new",
+        "drawn anew while loading",
+        record(checkpoint={"compared": 3, "differing": ("bert.layer.query.weight",)}),
+        "1 of 3 tensors are other than in the checkpoint's files: bert.layer.query.weight",
+        "initialised again",
+    ),
+    Judged(
         "tokens_match_tokenizer",
         "a column is dropped",
         columns(),
