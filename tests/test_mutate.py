@@ -1,5 +1,6 @@
 """`harness mutate`: real mistakes made in an experiment, which law catches them, and what is said of the rest."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,8 @@ def test_tables(subject: Subject[Fault]) -> None:
     assert text.endswith("caught 1 of 2 (1 equivalent)")
     page = mutation_markdown(found)
     assert "Caught 1 of 2 (1 equivalent)." in page
-    assert "| The loss is scaled. " in page
+    assert re.search(r"\| scaled +\| The loss is scaled. +\| caught 1 +\| loss\S+one 1 +\| a\\#1 ", page)
+    assert "## Cases\n\n- a.yaml::cpu\n" in page
     assert "## Survived" in page
     assert "## Survived" not in mutation_markdown(Mutation(tuple(mutants([subject], [SCALED]))))
 
