@@ -76,6 +76,19 @@ def _switch(value: Any) -> Any:
     return value
 
 
+def _file_names(value: Any) -> Any:
+    listed = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(each, str) for each in listed):
+        raise problem(shown(value), "the name of a file or a list of names")
+    return value
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(SPLIT, value):
+        raise problem(shown(value), "a split such as train, test[:10%] or train[100:200]+test")
+    return value
+
+
 _Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 _Betas: TypeAlias = Annotated[
     tuple[_Beta, _Beta],
@@ -91,6 +104,8 @@ _Betas: TypeAlias = Annotated[
     ),
 ]
 _Sequence: TypeAlias = Annotated[str, Field(pattern=r"\S")]
+_Files: TypeAlias = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
+_Split: TypeAlias = Annotated[str, Field(pattern=SPLIT), BeforeValidator(_split)]
 _Switch: TypeAlias = Annotated[bool | dict[str, Any], BeforeValidator(_switch)]
 
 
@@ -131,7 +146,7 @@ class Data(Declared):
     """Texts and their labels: written out, in files, or in a dataset."""
 
     sequences: list[_Sequence] | None = Field(default=None, min_length=1, description="The texts to train on.")
-    files: str | list[str] | None = Field(
+    files: _Files = Field(
         default=None,
         description="Local files instead, as seen from this file, with `*` and `**`: csv, json, jsonl, parquet or txt.",
     )
@@ -139,7 +154,7 @@ class Data(Declared):
         default=None, description="A dataset instead: a Hub id (`OWNER/NAME`), or a folder with data files (`./NAME`)."
     )
     name: str | None = Field(default=None, description="Which of a dataset's configurations, such as `mrpc` of GLUE.")
-    split: Annotated[str, Field(pattern=SPLIT)] = Field(
+    split: _Split = Field(
         default="train", description="Which rows of files or dataset: `train`, `test[:10%]`, `train[100:200]+test`."
     )
     revision: str | None = Field(

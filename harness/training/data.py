@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import random
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -45,6 +47,7 @@ class Encoder:
         tokenizer: called as a tokenizer is, on a list of texts.
         max_length: longest encoding in tokens; longer text is cut.
         special: ids that stand for no text.
+        positions: tokens that the model has positions for; none where it takes any number.
 
     Raises:
         CheckpointError: when called: the tokenizer cannot cut a text to that length.
@@ -53,6 +56,7 @@ class Encoder:
     tokenizer: Any
     max_length: int
     special: frozenset[int] = frozenset()
+    positions: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> list[Features]:
         """The features of each row, with its label."""
@@ -88,9 +92,10 @@ class Encoder:
         return f"for it adds {special()} special ones" if special else "more than it was asked for"
 
 
-def encoder(tokenizer: Any, max_length: int) -> Encoder:
+def encoder(tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
     """What encodes for the task; the unknown token is a word that the tokenizer does not know, so it says something."""
-    return Encoder(tokenizer, max_length, frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return Encoder(tokenizer, max_length, special, positions)
 
 
 def _pairs(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -110,12 +115,12 @@ class Examples(Dataset[Features]):
     """
 
     def __init__(self, rows: Table, encode: Encode) -> None:
-        self.rows, self.encode = rows, encode
-        found = _noted(
-            rows, [(index, rows.place(index), row) for index, row in enumerate(rows.get(range(len(rows))))], encode
-        )
+        lot = [(index, rows.place(index), row) for index, row in enumerate(rows.get(range(len(rows))))]
+        found = _noted(rows, lot, encode)
         if not found:
             raise DataError(f"{rows.name}: no row is left: all of them were dropped")
+        self.encode = encode
+        self.rows = rows if len(found) == len(rows) else replace(rows, order=[each["place"] for each in found])
         self._features = [{**features, "index": index} for index, features in enumerate(found)]
         self.lengths = tuple(len(features["input_ids"]) for features in self._features)
 
@@ -239,6 +244,10 @@ def _noted(rows: Rows, lot: Iterable[tuple[int, int, Row]], encode: Encode) -> l
                 rows.dropped.add(place, row, reason)
             else:
                 wrong.append((place, reason))
+            continue
+        if isinstance(encode, Encoder) and len(features["input_ids"]) > (encode.positions or math.inf):
+            tokens = f"{len(features['input_ids'])} tokens, and the model has positions for {encode.positions}"
+            wrong.append((place, f"{tokens}; see train.max_length"))
             continue
         found.append({**features, "index": index, "place": place, "row": row})
     if wrong:
@@ -432,3 +441,15 @@ def longest(declared: int | None, tokenizer: Any, model: Any) -> int:
     if declared is not None:
         return declared
     return min(known) if known else 512
+
+
+def positions(model: Any) -> int | None:
+    """The rows of the model's table of positions; none where it has none, and reads texts of any length."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and re.search(r"(^|\.)(wpe|embed_positions|position_embeddings?)$", name)
+    ]
+    return max(*tables, limit) if tables and isinstance(limit, int) else None

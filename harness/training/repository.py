@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Found:
     revision: str | None
     columns: tuple[str, ...] | None
     """None where only the first row tells."""
+    files: tuple[Path, ...] = ()
+    """Where it is read from, if that is on this machine."""
 
 
 def library() -> Any:
@@ -73,11 +75,13 @@ def load(data: experiment.Data) -> Found:
         kind = experiment.FILE_KINDS[paths[0].suffix]
         with reading(name, paths):
             said = {"data_files": {"train": [str(path) for path in paths]}, **(_CSV if kind == "csv" else {})}
-            return _open(name, library().load_dataset_builder(kind, **said), data, None)
+            return replace(_open(name, library().load_dataset_builder(kind, **said), data, None), files=paths)
     name = str(data.dataset)
     if data.place is not None:
-        with reading(name, sorted(data.place.rglob("*.*"))):
-            return _open(name, library().load_dataset_builder(str(data.place), data.name), data, None)
+        paths = tuple(sorted(data.place.rglob("*.*")))
+        with reading(name, paths):
+            found = _open(name, library().load_dataset_builder(str(data.place), data.name), data, None)
+            return replace(found, files=paths)
     source = name if data.revision is None else f"{name}@{data.revision}"
     library()  # before anything is asked of the Hub
     commit = snapshot(name, data.revision, _CARD, source, kind="dataset").name
@@ -101,6 +105,8 @@ def _open(name: str, builder: Any, data: experiment.Data, revision: str | None) 
         rows = splits[data.split]
         return Found(name, rows, revision, tuple(rows.features) if rows.features else None)
     builder.download_and_prepare()
+    if not any(split.num_examples for split in (builder.info.splits or {}).values()):
+        raise DataError(f"{name}: split {data.split} has no rows")
     rows = builder.as_dataset(split=data.split)
     return Found(name, rows, revision, tuple(rows.column_names))
 

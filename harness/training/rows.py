@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count as numbers
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from harness import experiment
@@ -165,6 +166,8 @@ class Stream(Source):
     """A `datasets.IterableDataset`."""
     columns: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
+    files: tuple[Path, ...] = ()
+    """Where they are read from, if that is on this machine."""
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
         """Place in the source and row of each, from the first on, checked.
@@ -184,7 +187,7 @@ class Stream(Source):
         """The same, as they are written."""
         rows = iter(self.rows)
         for place in range(self.limit) if self.limit is not None else numbers():
-            with repository.reading(self.name):
+            with repository.reading(self.name, self.files):
                 values = next(rows, None)
             if values is None:
                 if place == 0:
@@ -249,7 +252,7 @@ def _stream(data: experiment.Data, task: str) -> Stream:
     found = repository.load(data)
     first: Any = {}
     if found.columns is None:  # csv and json say what columns they have with their first row only
-        with repository.reading(found.name):
+        with repository.reading(found.name, found.files):
             first = next(iter(found.rows), None)
         if first is None:
             raise DataError(f"{found.name}: split {data.split} has no rows")
@@ -265,6 +268,7 @@ def _stream(data: experiment.Data, task: str) -> Stream:
         rows=found.rows,
         columns=roles,
         limit=data.limit,
+        files=found.files,
     )
 
 

@@ -178,7 +178,7 @@ def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[
     """
     encode = data.encoder(loaded.tokenizer, work.max_length)
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
-    return tuple(_example(index, _row(loaded.rows, index, watch), encode) for index in indices)
+    return tuple(_example(index, _row(work.examples.rows, index, watch), encode) for index in indices)
 
 
 def _row(rows: Rows, index: int, watch: Watch) -> Row:

@@ -111,7 +111,7 @@ class Workload:
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
-    encode = data.encoder(loaded.tokenizer, max_length)
+    encode = data.encoder(loaded.tokenizer, max_length, data.positions(loaded.model))
     return Workload(
         model=copy.deepcopy(loaded.model).to(device.torch),
         tokenizer=loaded.tokenizer,
