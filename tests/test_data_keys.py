@@ -142,8 +142,8 @@ MISTAKES = {
     "split of a stream": (
         "files: a.csv\n  streaming: true\n  split: 'train[:10]'",
         (
-            "5: data.split: found 'train[:10]', expected the name of a split: a stream cannot be cut by percent or place; "
-            "data.limit takes the first rows"
+            "5: data.split: found 'train[:10]', expected the name of a split: a stream cannot be cut by percent or "
+            "place; data.limit takes the first rows"
         ),
     ),
     "shuffled stream": (

@@ -137,8 +137,12 @@ def _alikeness(epochs: list[tuple[int, ...]], free: int) -> float:
 
 
 def _correlation(one: tuple[int, ...], two: tuple[int, ...]) -> float:
-    """Spearman's rank correlation of the places of each example in two epochs."""
+    """Spearman's rank correlation of the places of each example in two epochs; those that one lacks are left out."""
+    both = set(one) & set(two)
+    one, two = (tuple(index for index in epoch if index in both) for epoch in (one, two))
     size, places = len(one), {index: place for place, index in enumerate(two)}
+    if size < 2:
+        return 0.0
     squares = sum((place - places[index]) ** 2 for place, index in enumerate(one))
     return 1 - 6 * squares / (size * (size**2 - 1))
 
