@@ -75,3 +75,7 @@ class Unavailable(HarnessError):
 
 class CheckpointError(HarnessError):
     """A checkpoint or tokenizer cannot be had or used."""
+
+
+class DataError(HarnessError):
+    """The rows of a dataset or file cannot be had or used."""

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from harness.experiment import Experiment, Point, Settings, name
+from harness.experiment import Data, Experiment, Point, Settings, name
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -43,8 +43,7 @@ class Case:
             "checkpoint": str(self.settings.checkpoint),
             **dict(_flat(stated)),
             "data.digest": hashlib.sha256(self.settings.data.model_dump_json().encode()).hexdigest(),
-            "data.examples": len(self.settings.data.sequences),
-            "data.num_labels": self.settings.data.resolved_num_labels,
+            **_data(self.settings.data),
         }
         return {
             "experiment": self.experiment,
@@ -53,6 +52,14 @@ class Case:
             "invariants": dict(self.settings.invariants),
             "expect_broken": dict(self.settings.expect_broken),
         }
+
+
+def _data(data: Data) -> dict[str, Any]:
+    """What is declared of the data: the numbers of what is written out, or where else the rows are."""
+    if data.sequences is not None:
+        return {"data.examples": len(data.sequences), "data.num_labels": data.resolved_num_labels}
+    said = data.model_dump(mode="json", exclude={"sequences", "labels"}, exclude_defaults=True)
+    return {f"data.{key}": value for key, value in said.items()}
 
 
 def cases(experiment: Experiment, devices: Sequence[str], *, root: Path, override: bool = False) -> tuple[Case, ...]:

@@ -106,6 +106,55 @@ class Tokenizer(Part):
     """Longest encoding in tokens; longer text is cut."""
 
 
+class Row(Part):
+    """A row of the data, for messages."""
+
+    row: int
+    """Its place in the source, counted from 0."""
+    text: str
+    """The first characters."""
+    note: str = ""
+    """What there is to say of it."""
+
+
+class Data(Part):
+    """The rows of the data: where they came from, and what was seen of them."""
+
+    source: str
+    """As the experiment names it."""
+    revision: str | None = None
+    """The commit of the dataset's repository."""
+    rows: int | None = None
+    """Rows to draw from; none where a stream's end was not reached."""
+    dropped: int = 0
+    """Rows left out because they hold no text, no token or no known label."""
+    dropped_rows: tuple[Row, ...] = ()
+    """The first of them."""
+    label_names: tuple[str, ...] = ()
+    """By number."""
+    seen: int = 0
+    """Rows that the following was counted over: all of a small source, of a large one those that were drawn."""
+    labels: dict[str, int] = Field(default_factory=dict)
+    """How many rows have each label, by its number; none where a label is no single number."""
+    outside: tuple[Row, ...] = ()
+    """The first rows whose label is no class of the model."""
+    classes: int = 0
+    tokens: int = 0
+    """Of all rows, special tokens left out."""
+    unknown_tokens: int | None = None
+    """How many of them are the unknown token; none where the tokenizer has none."""
+    most_unknown: tuple[Row, ...] = ()
+    """The rows with most of them."""
+    cut: int = 0
+    """Rows longer than the longest encoding."""
+    most_cut: tuple[Row, ...] = ()
+    """The rows that lost most tokens."""
+    conflicting: int = 0
+    """Rows whose text another row has too, with another label."""
+    conflicts: tuple[Row, ...] = ()
+    """The first of them, in pairs."""
+
+
 class Example(Part):
     """One example as the tokenizer encodes it alone, without padding."""
 
@@ -140,6 +189,8 @@ class Steps(Part):
     """From the end of the step before to the end of this one, the device waited for on both sides."""
     watching_seconds: tuple[float, ...] = ()
     """Spent on taking evidence between this step and the next; not part of any step."""
+    data_seconds: tuple[float, ...] = ()
+    """Part of `seconds` in which the loop waited for its batch."""
     samples: tuple[int, ...] = ()
     real_tokens: tuple[int, ...] = ()
     padded_tokens: tuple[int, ...] = ()
@@ -239,6 +290,7 @@ class Record(Part):
     environment: Environment = Environment()
     checkpoint: Checkpoint | None = None
     tokenizer: Tokenizer | None = None
+    data: Data | None = None
     examples: tuple[Example, ...] = ()
     batches: tuple[Batch, ...] = ()
     """The distinct batches of the run, from its start until `BATCH_TOKENS` are reached."""

@@ -6,7 +6,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.record import Batch, Checkpoint, Example, Group, Modes, Optimizer, Parameter, Record, Steps, Tokenizer
+from harness.record import (
+    Batch,
+    Checkpoint,
+    Data,
+    Example,
+    Group,
+    Modes,
+    Optimizer,
+    Parameter,
+    Record,
+    Steps,
+    Tokenizer,
+)
 
 PAD, START, END = 0, 2, 3
 RATE = 1e-3
@@ -74,6 +86,7 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "learning_rate": (RATE,) * count,
         "seconds": (0.1,) * count,
         "watching_seconds": (0.0,) * count,
+        "data_seconds": (0.002,) * count,
         "samples": (2,) * count,
         "real_tokens": (9,) * count,
         "padded_tokens": (12,) * count,
@@ -171,6 +184,7 @@ HEALTHY = Record(
         head=("classifier.weight", "classifier.bias"),
     ),
     tokenizer=Tokenizer(name="BertTokenizer", vocabulary=60, pad_token_id=PAD, padding_side="right", max_length=512),
+    data=Data(source="data.sequences", rows=4, seen=4, labels={"0": 2, "1": 2}, classes=2, tokens=10, unknown_tokens=0),
     examples=EXAMPLES,
     batches=BATCHES,
     steps=steps(*LOSSES),

@@ -16,7 +16,7 @@ from harness.errors import CheckpointError
 from harness.experiment import HubCheckpoint, PackageCheckpoint, read
 from harness.laws import LAWS
 from harness.record import Record
-from harness.training import checkpoint
+from harness.training import checkpoint, repository
 from harness.training.checkpoint import Loaded, Shelf, load
 
 ROOT = Path(__file__).parent.parent
@@ -419,7 +419,7 @@ def test_only_known_kinds_of_files_leave_the_hub(monkeypatch: pytest.MonkeyPatch
         asked.update(said, name=name)
         return str(saved)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(repository, "snapshot_download", download)
     load(settings(HubCheckpoint(id="acme/model", revision="v1")))
     assert (asked["name"], asked["revision"]) == ("acme/model", "v1")
     kinds = {"*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken"}

@@ -104,6 +104,10 @@ def test_the_defaults(folder: Folder) -> None:
         "warmup_steps": 0,
         "max_length": None,
         "shuffle": True,
+        "batching": "in_order",
+        "drop_last": False,
+        "padding": "longest",
+        "pad_to_multiple_of": None,
     }
     assert said.benchmark.model_dump() == {"warmup_steps": 3, "timed_steps": None}
     assert said.invariants == {}
@@ -319,7 +323,8 @@ ADDED = {
         "train:\n  batchsize: 3",
         (
             "6: train.batchsize: found an unknown key, expected one of loop, steps, batch_size, learning_rate, "
-            "weight_decay, betas, eps, seed, warmup_steps, max_length, shuffle; did you mean 'batch_size'?"
+            "weight_decay, betas, eps, seed, warmup_steps, max_length, shuffle, batching, drop_last, padding, "
+            "pad_to_multiple_of; did you mean 'batch_size'?"
         ),
     ),
     "quoted number": ("train: {steps: '20'}", "5: train.steps: found '20', expected a whole number; remove the quotes"),

@@ -7,7 +7,7 @@ import pytest
 from records import HEALTHY, PROBES, RATE, TWIN_STEP, record, trained
 from test_laws import Judged, check, each, rows, verdict
 
-from harness.record import Group, Record
+from harness.record import Group, Record, Row
 
 
 def twin(number: int, **changes: Any) -> Record:
@@ -37,8 +37,27 @@ def sorted_by_length() -> Record:
     """Two epochs of 24 examples, in all but the same order: only examples of one length change places."""
     orders = [*range(24)], [1, 0, *range(2, 24)]
     batches = tuple(tuple(order[first : first + 2]) for order in orders for first in range(0, 24, 2))
-    settings = {"data.examples": 24, "train.shuffle": True}
-    return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches})
+    settings = {"train.shuffle": True}
+    return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches}, data={"rows": 24})
+
+
+def streamed(*batches: tuple[int, ...], rows: int | None = None) -> Record:
+    """A training that drew these examples of a stream, whose end it reached where the number of rows is known."""
+    base = trained([0.7] * len(batches), settings={"data.streaming": True, "train.shuffle": True})
+    return record(base, steps={"examples": batches}, data={"rows": rows})
+
+
+def grouped() -> Record:
+    """Two epochs of 24 examples in batches of 4 that keep together, the batches in another order."""
+    orders = (0, 3, 1, 5, 2, 4), (4, 1, 5, 0, 3, 2)
+    batches = tuple(tuple(range(4 * place, 4 * place + 4)) for order in orders for place in order)
+    settings = {"train.shuffle": True, "train.batch_size": 4, "train.batching": "grouped"}
+    return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches}, data={"rows": 24})
+
+
+def found(**data: Any) -> Record:
+    """The healthy record, but for this in its data."""
+    return record(data=data)
 
 
 def columns(**found: Any) -> Record:
@@ -70,6 +89,24 @@ ACCEPTED = (
     Judged("every_example_once", "shuffled", drawn((2, 0), (1, 3), (3, 0), (2, 1), shuffle=True), "2 whole epochs"),
     Judged("tokens_match_tokenizer", "its columns too", columns(token_type_ids=[[0] * 6] * 2), "4 rows"),
     Judged("every_example_once", "an epoch in part", drawn((2, 0), shuffle=True), "2 of 4 examples"),
+    Judged("every_example_once", "a stream", streamed((3, 9), (4, 12)), "4 examples of a stream"),
+    Judged("every_example_once", "a stream again", streamed((1, 0), (2,), (0, 2), (1,), rows=3), "2 whole epochs of 3"),
+    Judged("every_example_once", "a rest left out", drawn((2, 0), (1, 3), batch_size=2, drop_last=True, shuffle=True)),
+    Judged(
+        "every_example_once",
+        "a rest of one left out",
+        drawn((2, 0, 1), (3, 0, 2), batch_size=3, drop_last=True, shuffle=True),
+        "2 whole epochs of 3 examples, the 1 that fill no batch left out",
+    ),
+    Judged("every_example_once", "grouped", grouped(), "2 whole epochs of 24"),
+    Judged("labels_in_range", "all classes", HEALTHY, "4 rows, 2 of 2 classes"),
+    Judged("labels_in_range", "those drawn", found(rows=1000), "4 rows drawn of 1000, 2 of 2 classes"),
+    Judged("no_conflicting_duplicates", "none", HEALTHY, "0 of 4 rows"),
+    Judged("no_conflicting_duplicates", "a few", found(seen=1000, rows=None, conflicting=10), "10 of 1000 rows"),
+    Judged("tokens_are_known", "all", HEALTHY, "0 of 10 tokens unknown in 4 rows"),
+    Judged("tokens_are_known", "nearly all", found(tokens=100, unknown_tokens=5), "5 of 100 tokens unknown"),
+    Judged("texts_are_whole", "all", HEALTHY, "0 of 4 rows cut"),
+    Judged("texts_are_whole", "nearly all", found(seen=10, rows=10, cut=1), "1 of 10 rows cut"),
     Judged("dropout_on_in_training", "on", HEALTHY, "3 modules"),
     Judged("no_graph_kept", "none", HEALTHY, "at most 0 alive"),
     Judged("no_graph_kept", "one lives until the next", record(steps={"graphs": (0, *(1,) * 7)}), "at most 1 alive"),
@@ -197,6 +234,64 @@ REJECTED = (
         drawn((2, 0), (1,), (3,), shuffle=True),
         "step 2: 1 example in the batch, expected 2 (batch_size 2)",
         "multiply or divide it",
+    ),
+    Judged(
+        "every_example_once",
+        "a stream that begins again",
+        streamed((3, 9), (4, 3)),
+        "epoch 1: example 3 was drawn 2 times",
+    ),
+    Judged(
+        "every_example_once",
+        "a rest that is left out unasked",
+        drawn((2, 0, 1), (3, 0, 2), batch_size=3, shuffle=True),
+        "step 2: 3 examples in the batch, expected 1 (batch_size 3)",
+    ),
+    Judged(
+        "every_example_once",
+        "a rest that is not left out",
+        drawn((2, 0, 1), (3,), batch_size=3, drop_last=True, shuffle=True),
+        "step 2: 1 example in the batch, expected 3 (batch_size 3)",
+    ),
+    Judged(
+        "labels_in_range",
+        "counted from 1",
+        found(outside=(Row(row=7, text="soup", note="label 2"),), labels={"1": 2, "2": 2}),
+        "row 7 ('soup'): label 2: expected a label from 0 to 1",
+        "counted from 1",
+    ),
+    Judged(
+        "labels_in_range",
+        "changed on the way",
+        rows("labels", (-100, 0)),
+        "step 1, row 0 (example 0): label -100, expected one from 0 to 1",
+        "the collator",
+    ),
+    Judged(
+        "no_conflicting_duplicates",
+        "many",
+        found(
+            seen=100,
+            rows=100,
+            conflicting=2,
+            conflicts=(Row(row=3, text="Soup", note="label 0"), Row(row=9, text="soup", note="label 1")),
+        ),
+        ("2 of 100 rows", "(allowed 1.0%)", "row 3 ('Soup'): label 0; row 9 ('soup'): label 1"),
+        "joined to the wrong texts",
+    ),
+    Judged(
+        "tokens_are_known",
+        "many are not",
+        found(unknown_tokens=1, most_unknown=(Row(row=2, text="S\u00fcp", note="1 of 4 tokens"),)),
+        ("1 of 10 tokens are unknown (allowed 5.0%)", "row 2 ('S\u00fcp'): 1 of 4 tokens"),
+        "another language or checkpoint",
+    ),
+    Judged(
+        "texts_are_whole",
+        "many are not",
+        found(cut=1, most_cut=(Row(row=2, text="on and on", note="9 of 521 tokens cut off"),)),
+        ("1 of 4 rows are cut to 512 tokens (allowed 10.0%)", "row 2 ('on and on'): 9 of 521 tokens cut off"),
+        "train.max_length is too small",
     ),
     Judged("every_example_once", "sorted by length", sorted_by_length(), "2 epochs are too much alike", "sorted"),
     Judged("every_example_once", "shuffled against the declaration", drawn((2, 0), (1, 3)), "train.shuffle is false"),

@@ -212,6 +212,7 @@ def test_loops_with_one_loss_apart_do_not_agree(losses: list[float], data: st.Da
 PARTS = {
     "checkpoint": None,
     "tokenizer": None,
+    "data": None,
     "examples": (),
     "batches": (),
     "steps": Steps(),
@@ -225,6 +226,10 @@ NEEDS = {
     "loss_decreases": {"steps"},
     "padding_mask_correct": {"tokenizer", "examples", "batches"},
     "tokens_match_tokenizer": {"tokenizer", "examples", "batches"},
+    "labels_in_range": {"data"},
+    "no_conflicting_duplicates": {"data"},
+    "tokens_are_known": {"data"},
+    "texts_are_whole": {"data"},
     "head_is_new": {"checkpoint"},
     "head_changes": {"steps", "parameters"},
     "backbone_changes": {"steps", "parameters"},

@@ -234,10 +234,18 @@ def test_length_that_leaves_no_room_is_refused(loop: str) -> None:
 
 
 def test_text_without_words_trains() -> None:
-    """Punctuation, characters that no other text has and characters that are not shown still make an example."""
-    said = {"sequences": ["!", "\u4e00", "\u200b"], "labels": [0, 1, 1]}
+    """Punctuation and characters that no other text has still make an example."""
+    said = {"sequences": ["!", "\u4e00", "\U0001f642"], "labels": [0, 1, 1]}
     record = train(case(data=said, train={"steps": 2, "batch_size": 3}))
-    assert all(len(example.input_ids) >= 2 for example in record.examples)
+    assert all(len(example.input_ids) >= 3 for example in record.examples)
+
+
+def test_text_that_is_no_token_is_named() -> None:
+    """A character that is not shown leaves special tokens alone: nothing to learn from, and it says which row it is."""
+    record = attempt(case(data={"sequences": ["soup", "\u200b"], "labels": [0, 1]}))
+    assert record.outcome == "crashed"
+    expected = "DataError: data.sequences: row 1: the tokenizer makes no token of the text '\u200b'"
+    assert record.reason == expected
 
 
 # What is kept
@@ -599,6 +607,6 @@ def test_drawn_notes_batches_in_the_order_they_are_made() -> None:
     features = [{"input_ids": [1], "label": 0, "index": 4}, {"input_ids": [2], "label": 1, "index": 2}]
     collate(features)
     collate(features[1:])
-    assert list(drawn.queue) == [(4, 2), (2,)]
+    assert [drawing.indices for drawing in drawn.queue] == [(4, 2), (2,)]
     assert seen == [[{"input_ids": [1], "label": 0}, {"input_ids": [2], "label": 1}], [{"input_ids": [2], "label": 1}]]
     assert [row["index"] for row in features] == [4, 2]

@@ -17,11 +17,14 @@ from harness.experiment.file import Experiment, Point, read
 from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
-from harness.experiment.settings import Benchmark, Data, Settings, Train
+from harness.experiment.settings import FILE_KINDS, ROLES, SOURCES, Benchmark, Data, Settings, Train
 
 __all__ = [
     "DEVICE",
     "DEVICE_FORMS",
+    "FILE_KINDS",
+    "ROLES",
+    "SOURCES",
     "ArchitectureCheckpoint",
     "Benchmark",
     "Checkpoint",

@@ -75,7 +75,8 @@ def _point(tree: Node, combination: Combination, laws: Laws, mistakes: list[Mist
     nested = (source.nest(key, value.node) for key, value in combination.items())
     tree = functools.reduce(source.overlay, nested, tree)
     data = source.plain(tree)
-    folders = {field: source.locate(tree, (field,)).file.parent for field in ("checkpoint", "tokenizer")}
+    written = {"checkpoint": (), "tokenizer": (), "files": ("data",), "dataset": ("data",)}
+    folders = {field: source.locate(tree, (*section, field)).file.parent for field, section in written.items()}
     try:
         settings, errors = Settings.model_validate(data, context={"folders": folders}), []
     except ValidationError as error:

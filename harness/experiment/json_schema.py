@@ -8,7 +8,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from harness.experiment.checkpoint import FOLDER, HUB, PACKAGE
 from harness.experiment.key import FILE_KEYS, SECTIONS, Laws, matrix_keys
-from harness.experiment.settings import Settings
+from harness.experiment.settings import SOURCES, Settings
 
 _REASON = "Why it is known to be broken."
 
@@ -31,7 +31,8 @@ def schema(laws: Laws) -> dict[str, Any]:
     refs, generated = models_json_schema([(model, "validation") for model in models], schema_generator=_Untitled)
     definitions = generated["$defs"]
     settings = definitions.pop(refs[Settings, "validation"]["$ref"].rpartition("/")[2])
-    required = {"required": settings["required"], "properties": {"data": {"required": definitions["Data"]["required"]}}}
+    sources = [{"required": ["sequences", "labels"]}, *({"required": [source]} for source in SOURCES[1:])]
+    required = {"required": settings["required"], "properties": {"data": {"anyOf": sources}}}
     for definition in definitions.values():
         definition.pop("title", None)
         definition.pop("required", None)

@@ -50,64 +50,106 @@ def every_example_once(record: Record) -> Verdict:
     Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example, and
     only the batch that ends an epoch may be smaller than the others. Where shuffling is declared, the orders of
     successive epochs must be as unlike as chance makes them: sorting by length shows.
+
+    What is declared is what is asked: with ``train.drop_last`` an epoch lacks the examples that fill no batch; where
+    batches are grouped by length, it is their order that must be random; of a stream, which is shuffled within a
+    buffer, no example may come twice before its end.
     """
-    size, drawn = record.settings["data.examples"], [index for batch in record.steps.examples for index in batch]
+    drawn = [index for batch in record.steps.examples for index in batch]
     if not drawn:
         return invalid("the loader drew nothing")
-    epochs = [tuple(drawn[start : start + size]) for start in range(0, len(drawn), size)]
+    size = _size(record)
+    epoch_size = _epoch_size(record, size) or len(drawn)
+    epochs = [tuple(drawn[start : start + epoch_size]) for start in range(0, len(drawn), epoch_size)]
     for number, epoch in enumerate(epochs, start=1):
         again = [index for index, count in Counter(epoch).items() if count > 1]
         if again:
-            never = sorted(set(range(size)) - set(epoch))
+            never = sorted(set(range(size or 0)) - set(epoch))
             return broken(
                 f"epoch {number}: example {again[0]} was drawn {Counter(epoch)[again[0]]} times"
                 + (f", example {never[0]} never" if never and len(epoch) == size else ""),
                 cause="sampling with replacement, or a last batch that is dropped or carried over",
             )
-    if (wrong := _wrong_size(record)) is not None:
+    if (wrong := _wrong_size(record, epoch_size)) is not None:
         return broken(wrong, cause="several devices or processes multiply or divide it, or an epoch loses its end")
-    whole = [epoch for epoch in epochs if len(epoch) == size]
+    if size is None:
+        return held(f"{len(drawn)} examples of a stream whose end the run does not reach, none twice")
+    whole = [epoch for epoch in epochs if len(epoch) == epoch_size]
     if not whole:
         return held(f"{len(drawn)} of {size} examples in an epoch that the run does not finish, none twice")
-    shuffled = record.settings["train.shuffle"]
-    if not shuffled and any(epoch != tuple(range(size)) for epoch in whole):
+    return _judge_order(record, whole) or held(
+        f"{len(whole)} whole epochs of {epoch_size} examples"
+        + (f", the {size - epoch_size} that fill no batch left out" if size > epoch_size else "")
+    )
+
+
+def _size(record: Record) -> int | None:
+    """How many examples there are; none where the end of a stream was not reached."""
+    if record.data is not None:
+        return record.data.rows
+    return int(record.settings["data.examples"])
+
+
+def _epoch_size(record: Record, size: int | None) -> int | None:
+    """How many of them an epoch has: all, or as many as fill batches."""
+    batch: int = record.settings["train.batch_size"]
+    if size is None or size < batch or not record.settings.get("train.drop_last"):
+        return size
+    return size - size % batch
+
+
+def _judge_order(record: Record, whole: list[tuple[int, ...]]) -> Verdict | None:
+    """What is wrong with the order of whole epochs, if anything is."""
+    size, shuffled = len(whole[0]), record.settings["train.shuffle"]
+    grouped = record.settings.get("train.batching") == "grouped"
+    if not shuffled and not grouped and any(list(epoch) != sorted(epoch) for epoch in whole):
         return broken("train.shuffle is false, and the order is not that of the data")
-    if shuffled and size > 3 and len(whole) > 1 and len(set(whole)) == 1:  # 4 examples: equal by chance in 1 of 24
+    if not shuffled:
+        return None
+    if size > 3 and len(whole) > 1 and len(set(whole)) == 1:  # 4 examples: equal by chance in 1 of 24
         return broken(
             f"all {len(whole)} epochs have the same order",
             cause="the sampler is never told the epoch (set_epoch), or the data is not shuffled",
         )
-    if shuffled and (alikeness := _alikeness(whole)) > ALIKE:
+    if record.settings.get("data.streaming"):
+        return None  # shuffled within a buffer: neighbours stay near to each other
+    # Where batches are grouped, it is they that come in a random order, and the examples with them.
+    free = size // record.settings["train.batch_size"] if grouped else size
+    if (alikeness := _alikeness(whole, free)) > ALIKE:
         return broken(
             f"the orders of {len(whole)} epochs are too much alike: {alikeness:.1f} standard deviations from chance",
             cause="the data is sorted, by length for instance, or shuffled only a little",
         )
-    return held(f"{len(whole)} whole epochs of {size} examples")
+    return None
 
 
-def _alikeness(epochs: list[tuple[int, ...]]) -> float:
+def _alikeness(epochs: list[tuple[int, ...]], free: int) -> float:
     """How many standard deviations the rank correlation of successive epochs lies above that of random orders.
 
-    For random orders of n it has mean 0 and variance 1 / (n - 1) (Kendall, Rank Correlation Methods, section 5.7).
+    For random orders of n it has mean 0 and variance 1 / (n - 1) (Kendall, Rank Correlation Methods, section 5.7);
+    `free` is how many places are drawn at random.
     """
     pairs = list(pairwise(epochs))
-    if not pairs or len(epochs[0]) < 3:
+    if not pairs or free < 3:
         return 0.0
-    size = len(epochs[0])
     mean = math.fsum(_correlation(one, two) for one, two in pairs) / len(pairs)
-    return mean * math.sqrt((size - 1) * len(pairs))
+    return mean * math.sqrt((free - 1) * len(pairs))
 
 
 def _correlation(one: tuple[int, ...], two: tuple[int, ...]) -> float:
-    """Spearman's rank correlation of the places of each example in two epochs."""
+    """Spearman's rank correlation of the places of each example in two epochs; those that one lacks are left out."""
+    both = set(one) & set(two)
+    one, two = (tuple(index for index in epoch if index in both) for epoch in (one, two))
     size, places = len(one), {index: place for place, index in enumerate(two)}
+    if size < 2:
+        return 0.0
     squares = sum((place - places[index]) ** 2 for place, index in enumerate(one))
     return 1 - 6 * squares / (size * (size**2 - 1))
 
 
-def _wrong_size(record: Record) -> str | None:
+def _wrong_size(record: Record, size: int) -> str | None:
     """The first batch that is not of the declared size."""
-    size, declared = record.settings["data.examples"], record.settings["train.batch_size"]
+    declared = record.settings["train.batch_size"]
     left = size
     for step, batch in enumerate(record.steps.examples, start=1):
         expected = min(declared, left)

@@ -9,22 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from harness import experiment, record
-from harness.errors import CheckpointError, Unavailable
-from harness.training import stored, tiny, tokenizer
+from harness.errors import CheckpointError
+from harness.training import repository, stored, tiny, tokenizer
+from harness.training.repository import first_line
+from harness.training.rows import Rows, open_rows
 
 Model = Any
 Stored = experiment.HubCheckpoint | experiment.FolderCheckpoint | experiment.PackageCheckpoint
@@ -39,6 +32,9 @@ _VOCABULARIES = ("tokenizer.json", "tekken.json", "tokenizer.model", "tiktoken.m
 _UNUSABLE = (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError)
 """What transformers raises, version by version, over files that are missing, torn or not what they should be."""
 
+TEXTS = 10_000
+"""Rows whose texts a tokenizer of the data's own is trained on, at most: the first."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -46,6 +42,8 @@ class Loaded:
 
     model: Model
     tokenizer: Tokenizer
+    rows: Rows
+    """What it is trained on: the classes of the head come from them, and the words of a tokenizer of their own."""
     source: str
     revision: str | None
     pretrained: bool
@@ -71,15 +69,14 @@ class Shelf:
     def take(self, file: Path, settings: experiment.Settings) -> Loaded:
         """The checkpoint of these settings, read from disk only once per file, checkpoint and seed.
 
-        The seed belongs to the key because the new head is drawn with it, and the texts because a tokenizer for
-        random weights is trained on them.
+        The seed belongs to the key because the new head is drawn with it, and the data because the classes come from
+        it, and a tokenizer for random weights is trained on its texts.
         """
         if file != self._file:
             self.clear()
             self._file = file
-        texts = settings.data.sequences if isinstance(settings.checkpoint, experiment.ArchitectureCheckpoint) else ()
-        labels = settings.data.resolved_num_labels
-        key = repr((settings.task, settings.checkpoint, settings.tokenizer, texts, labels, settings.train.seed))
+        data = hashlib.sha256(settings.data.model_dump_json().encode()).hexdigest()
+        key = repr((settings.task, settings.checkpoint, settings.tokenizer, data, settings.train.seed))
         if key not in self._loaded:
             self._loaded[key] = load(settings)
         return self._loaded[key]
@@ -98,10 +95,11 @@ def load(settings: experiment.Settings) -> Loaded:
     Raises:
         Unavailable: the Hub cannot be reached and nothing is cached.
         CheckpointError: the checkpoint cannot be had or used; says which and why.
+        DataError: the rows cannot.
     """
-    source = settings.checkpoint
+    source, rows = settings.checkpoint, open_rows(settings.data, settings.task)
     if isinstance(source, experiment.ArchitectureCheckpoint):
-        return _random(source, settings)
+        return _random(source, settings, rows)
     folder, revision = _folder(source)
     if not any(folder.glob("*.safetensors*")):
         raise CheckpointError(f"{source}: no weights as safetensors: other formats can run code and are not loaded")
@@ -110,7 +108,7 @@ def load(settings: experiment.Settings) -> Loaded:
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder,
-            num_labels=settings.data.resolved_num_labels,
+            **_classes(rows),
             dtype=torch.float32,  # else weights keep the file's dtype, and AdamW turns fp16 ones into NaN
             use_safetensors=True,
             trust_remote_code=False,
@@ -118,7 +116,7 @@ def load(settings: experiment.Settings) -> Loaded:
             output_loading_info=True,
         )
     except _UNUSABLE as error:
-        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: cannot be loaded: {first_line(error)}") from error
     _give_pad_token(model, words)
     compared, differing = stored.compare(folder, model)
     return Loaded(
@@ -126,6 +124,7 @@ def load(settings: experiment.Settings) -> Loaded:
         differing=differing,
         model=model,
         tokenizer=words,
+        rows=rows,
         source=str(source),
         revision=revision,
         pretrained=True,
@@ -135,16 +134,26 @@ def load(settings: experiment.Settings) -> Loaded:
     )
 
 
-def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings) -> Loaded:
-    words = tokenizer.train(settings.data.sequences) if settings.tokenizer is None else _named_words(settings.tokenizer)
+def _classes(rows: Rows) -> dict[str, Any]:
+    """What a config says of the classes: their number, and their names where they have any."""
+    names = rows.labels.names
+    said: dict[str, Any] = {} if rows.labels.count is None else {"num_labels": rows.labels.count}
+    if names is not None:
+        said |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    return said
+
+
+def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings, rows: Rows) -> Loaded:
+    words = tokenizer.train(rows.texts(TEXTS)) if settings.tokenizer is None else _named_words(settings.tokenizer)
     config = tiny.configure(source.architecture, size=source.size, vocab_size=len(words), overrides=dict(source.config))
     tokenizer.adopt(config, words)
-    config.num_labels = settings.data.resolved_num_labels
+    for name, value in _classes(rows).items():
+        setattr(config, name, value)
     set_seed(settings.train.seed)
     model = AutoModelForSequenceClassification.from_config(config)
     if settings.tokenizer is None:
         words.model_input_names = list(tokenizer.input_names(type(model), config))
-    return Loaded(model.float(), words, source=str(source), revision=None, pretrained=False)
+    return Loaded(model.float(), words, rows, source=str(source), revision=None, pretrained=False)
 
 
 def _named_words(text: str) -> Tokenizer:
@@ -158,7 +167,7 @@ def _words(source: Stored, folder: Path) -> Tokenizer:
     try:
         words = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except _UNUSABLE as error:
-        raise CheckpointError(f"{source}: no tokenizer can be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: no tokenizer can be loaded: {first_line(error)}") from error
     # Without its vocabulary, a tokenizer is made of the special tokens alone, silently: every word is unknown to it.
     named = type(words).vocab_files_names.values()  # none where the vocabulary is bytes or characters
     if named and not any((folder / name).is_file() for name in (*named, *_VOCABULARIES)):
@@ -172,32 +181,8 @@ def _folder(source: Stored) -> tuple[Path, str | None]:
         if not source.path.is_dir():
             raise CheckpointError(f"{source}: {source.path} is no folder")
         return source.path, None
-    try:
-        folder = Path(
-            snapshot_download(source.id, revision=source.revision, allow_patterns=_FILES, ignore_patterns=_SUBFOLDERS)
-        )
-    # None of these keeps its cause: requests to the Hub hold signed addresses, and a record must not.
-    except GatedRepoError:
-        raise CheckpointError(f"{source}: gated on the Hub: accept its terms and log in (hf auth login)") from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{source}: the repository has no revision {source.revision!r}") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(f"{source}: no such repository on the Hub, or it is private") from None
-    except (LocalEntryNotFoundError, HTTPError) as error:
-        reason = _first_line(error.__cause__ or error).partition("?")[0]
-        if _refused(error) or _refused(error.__cause__):
-            raise CheckpointError(f"{source}: the Hub answers: {reason}") from None
-        raise Unavailable(f"{source}: the Hub cannot be reached, and no whole copy is cached: {reason}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: cannot be had from the Hub: {_first_line(error)}") from error
+    folder = repository.snapshot(source.id, source.revision, _FILES, str(source), leave=_SUBFOLDERS)
     return folder, folder.name
-
-
-def _refused(error: BaseException | None) -> bool:
-    """Whether the Hub has answered so that asking again is of no use: neither busy nor broken."""
-    if not isinstance(error, HfHubHTTPError):
-        return False
-    return 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429)
 
 
 def head_names(model: Model) -> tuple[str, ...]:
@@ -250,9 +235,3 @@ def _give_pad_token(model: Model, words: Tokenizer) -> None:
         words.pad_token = words.eos_token or words.unk_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = words.pad_token_id
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of its text, with the next where it only announces that."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])

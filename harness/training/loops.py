@@ -56,6 +56,7 @@ def trainer(work: Workload, watch: Watching) -> None:
             args=arguments(work, folder),
             train_dataset=work.examples,
             processing_class=work.tokenizer,
+            data_collator=work.collator() if work.padding else None,  # else it makes one of its own
             optimizers=(optimizer, work.schedule(optimizer)),
         )
         set_seed(work.train.seed)

@@ -18,10 +18,12 @@ from transformers.utils import logging
 from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Outcome, Record, Tokenizer
-from harness.training import checkpoint, devices, environment, workload
+from harness.training import checkpoint, data, devices, environment, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
+from harness.training.rows import Row, Rows, Table
+from harness.training.survey import Survey
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
@@ -77,7 +79,9 @@ def _stages(
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
     evidence["tokenizer"] = _tokenizer(loaded, work)
-    watch = _watch(loaded, work, progress)
+    survey = Survey(loaded, work)
+    evidence["data"] = survey.found()
+    watch = _watch(loaded, work, survey, progress)
     memory = devices.PeakMemory(device)
     memory.watch()
     try:
@@ -87,7 +91,8 @@ def _stages(
         evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
-        evidence["examples"] = _examples(case, loaded, work, watch)
+        evidence["data"] = survey.found()
+        evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read()
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
@@ -143,7 +148,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _watch(loaded: checkpoint.Loaded, work: Workload, progress: Progress | None) -> Watch:
+def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: Progress | None) -> Watch:
     followed = {*checkpoint.head_names(work.model)}
     if loaded.pretrained:
         followed = {*loaded.missing, *loaded.mismatched} & {name for name, _ in work.model.named_parameters()}
@@ -151,8 +156,8 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, progress: Progress | None)
         model=work.model,
         start=loaded.model,
         head=followed,
-        lengths=work.examples.lengths,
-        drawn=work.drawn.queue,
+        drawn=work.drawn,
+        survey=None if survey.whole else survey,
         steps=work.train.steps,
         clock=StepClock(work.device.wait),
         progress=progress,
@@ -171,25 +176,28 @@ def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
     )
 
 
-def _examples(case: Case, loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
+def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
     """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
     reached the model.
     """
-    data = case.settings.data
-
-    def encode(index: int) -> dict[str, Any]:
-        return dict(loaded.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length))
-
+    encode = data.encoder(loaded.tokenizer, work.max_length)
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
-    return tuple(
-        Example(
-            index=index,
-            text=data.sequences[index][:60],
-            input_ids=encoded.pop("input_ids"),
-            columns={name: values for name, values in encoded.items() if _is_column(name, values)},
-            label=data.labels[index],
-        )
-        for index, encoded in zip(indices, map(encode, indices), strict=True)
+    return tuple(_example(index, _row(work.examples.rows, index, watch), encode) for index in indices)
+
+
+def _row(rows: Rows, index: int, watch: Watch) -> Row:
+    """As the source has it; a stream has it no more, but the loader has noted it."""
+    return rows.get([index])[0] if isinstance(rows, Table) else watch.rows[index]
+
+
+def _example(index: int, row: Row, encode: data.Encode) -> Example:
+    (encoded,) = encode([row])
+    return Example(
+        index=index,
+        text=row["text"][:60],
+        input_ids=encoded.pop("input_ids"),
+        columns={name: values for name, values in encoded.items() if _is_column(name, values)},
+        label=row["label"],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
         max_grad_norm=0,  # the custom loop does not clip either
         bf16=work.precision == "bf16",
         use_cpu=work.device.torch.type == "cpu",
+        accelerator_config={"dispatch_batches": False},  # one process fetches its own, also of a stream
         remove_unused_columns=False,  # the index of an example travels to the collator
         dataloader_pin_memory=work.device.torch.type == "cuda",
         save_strategy="no",
@@ -37,12 +39,20 @@ class WatchedTrainer(Trainer):
     """The Trainer, saying when it begins and when a step is done."""
 
     def __init__(self, *, work: Workload, watch: Watching, **kwargs: Any) -> None:
-        self._order = work.order()
+        self._order, self._drawn = work.order(), work.drawn
         self._loss = torch.tensor(float("nan"))
         super().__init__(**kwargs)
         self.data_collator: Any = work.drawn.noting(self.data_collator)
         self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
         self.add_callback(_Tell(self, watch))
+
+    def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the batches of a step, and note how long that took."""
+        start = perf_counter()
+        try:
+            return super().get_batch_samples(epoch_iterator, *args, **kwargs)
+        finally:
+            self._drawn.waited += perf_counter() - start
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from time import perf_counter
@@ -19,6 +19,9 @@ import torch
 
 from harness.record import Batch, Group, Modes, Optimizer, Parameter, Steps
 from harness.training.checkpoint import digest
+from harness.training.data import Drawing, Drawn
+from harness.training.rows import Row
+from harness.training.survey import Survey
 from harness.training.timing import StepClock
 from harness.training.twin import is_dropout
 
@@ -39,8 +42,8 @@ class Watch:
         model: the model that will be trained, on its device.
         start: the same weights on the CPU, which nobody changes.
         head: names of the parameters whose way is followed step by step.
-        lengths: real tokens of each example.
         drawn: the examples of each batch, in the order the loader made them.
+        survey: told of the examples of each step, where they were not looked at before.
         steps: how many steps are declared.
         clock: of the device.
         progress: told of each step.
@@ -52,8 +55,8 @@ class Watch:
         model: Any,
         start: Any,
         head: Iterable[str],
-        lengths: tuple[int, ...],
-        drawn: deque[tuple[int, ...]],
+        drawn: Drawn,
+        survey: Survey | None = None,
         steps: int,
         clock: StepClock,
         progress: Progress | None = None,
@@ -62,8 +65,10 @@ class Watch:
         self._start = dict(start.named_parameters())
         self._loaded = start
         self._device_start = {name: self._start[name].to(model.device, copy=True) for name in head}
-        self._lengths = lengths
         self._drawn = drawn
+        self._survey = survey
+        self.rows: dict[int, Row] = {}
+        """The rows of the kept batches, by index."""
         self._declared = steps
         self._clock = clock
         self._progress = progress
@@ -198,14 +203,16 @@ class Watch:
             for name, value in self._arguments.items()
             if isinstance(value, torch.Tensor) and value.dim() > 0
         }
-        examples = self._drawn.popleft() if self._drawn else ()
-        lengths = [self._lengths[index] for index in examples]
+        drawing = self._drawn.queue.popleft() if self._drawn.queue else Drawing((), (), ())
+        examples, lengths = drawing.indices, drawing.lengths
+        waited, self._drawn.waited = self._drawn.waited, 0.0
         digests = {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
         ids = tensors.get("input_ids")
         row = {
             "loss": loss,
             "learning_rate": self._rate,
             "seconds": seconds,
+            "data_seconds": waited,
             "samples": len(examples),
             "real_tokens": sum(lengths),
             "padded_tokens": ids.numel() if ids is not None else len(lengths) * max(lengths, default=0),
@@ -215,21 +222,23 @@ class Watch:
         }
         for name, value in row.items():
             self._columns[name].append(value)
-        self._keep(step, examples, tensors, digests)
+        self._keep(step, drawing, tensors, digests)
+        if self._survey is not None:
+            self._survey.look(drawing.features)
         self._follow_head()
         self._arguments, self._rate = {}, math.nan
         if self._progress is not None:
             self._progress(step + 1, self._declared, loss, len(examples) / seconds if seconds else math.nan)
 
-    def _keep(
-        self, step: int, examples: tuple[int, ...], tensors: dict[str, torch.Tensor], digests: dict[str, str]
-    ) -> None:
+    def _keep(self, step: int, drawing: Drawing, tensors: dict[str, torch.Tensor], digests: dict[str, str]) -> None:
+        examples = drawing.indices
         key = repr((examples, digests))
         size = max((tensor.numel() for tensor in tensors.values()), default=0)
         if key in self._batches or self._kept + size > BATCH_TOKENS:
             return
         self._kept += size
         lists = {name: tuple(tensor.tolist()) for name, tensor in tensors.items()}
+        self.rows |= {features["index"]: features["row"] for features in drawing.features if "row" in features}
         self._batches[key] = Batch(step=step, examples=examples, tensors=lists)
 
     def _follow_head(self) -> None:

@@ -36,7 +36,7 @@ class Workload:
     model: Any
     """On the device, in fp32, untouched by any step."""
     tokenizer: Any
-    examples: data.Examples
+    examples: data.Examples | data.Ahead
     max_length: int
     settings: experiment.Settings
     """All that is declared; a probe may train under another `train` or `precision` than it says."""
@@ -59,23 +59,43 @@ class Workload:
         """Linear from 0 over the warm-up steps, then constant."""
         return get_constant_schedule_with_warmup(optimizer, self.train.warmup_steps)
 
-    def order(self) -> data.EpochOrder:
-        """Which example comes when."""
-        return data.EpochOrder(len(self.examples), self.train.seed, self.train.shuffle)
+    def order(self) -> data.EpochOrder | None:
+        """Which example comes when; none where the examples come in an order already."""
+        if isinstance(self.examples, data.Ahead):
+            return None
+        return data.EpochOrder(
+            len(self.examples),
+            self.train.seed,
+            self.train.shuffle,
+            batch_size=self.train.batch_size,
+            lengths=self.examples.lengths if self.train.batching == "grouped" else None,
+            drop_last=self.train.drop_last,
+        )
+
+    @property
+    def padding(self) -> dict[str, Any]:
+        """How batches are padded, as tokenizers say it; empty where it is to the longest row."""
+        said: dict[str, Any] = {}
+        if self.train.padding == "max_length":
+            said |= {"padding": "max_length", "max_length": self.max_length}
+        if self.train.pad_to_multiple_of is not None:
+            said["pad_to_multiple_of"] = self.train.pad_to_multiple_of
+        return said
 
     def collator(self) -> data.Collator:
-        """Pads to the longest of the batch; the Trainer makes one of the same class."""
-        return DataCollatorWithPadding(self.tokenizer)
+        """Pads as declared; the Trainer makes one of the same class."""
+        return DataCollatorWithPadding(self.tokenizer, **self.padding)
 
     def batches(self) -> Iterator[Any]:
-        """Batches on the CPU, padded to their longest row, epoch after epoch, until every step has one."""
-        order = self.order()
-        collate = self.drawn.noting(self.collator())
-        loader = DataLoader(self.examples, batch_size=self.train.batch_size, sampler=order, collate_fn=collate)
+        """Batches on the CPU, padded as declared, epoch after epoch, until every step has one."""
+        order, collate = self.order(), self.drawn.noting(self.collator())
+        options: dict[str, Any] = {} if order is None else {"sampler": order}
+        loader = DataLoader(self.examples, batch_size=self.train.batch_size, collate_fn=collate, **options)
+        turns: Any = self.examples if order is None else order
         made = 0
         for epoch in count():
-            order.set_epoch(epoch)
-            for batch in loader:
+            turns.set_epoch(epoch)
+            for batch in self.drawn.timing(iter(loader)):
                 yield batch
                 made += 1
                 if made == self.train.steps:
@@ -91,10 +111,11 @@ class Workload:
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
+    encode = data.encoder(loaded.tokenizer, max_length, data.positions(loaded.model))
     return Workload(
         model=copy.deepcopy(loaded.model).to(device.torch),
         tokenizer=loaded.tokenizer,
-        examples=data.Examples(settings.data, loaded.tokenizer, max_length),
+        examples=data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer),
         max_length=max_length,
         settings=settings,
         train=settings.train,

@@ -8,31 +8,31 @@ from typing import Any
 import torch
 
 from harness.training.fault import NO_REPORT, Patch, fault
-from harness.training.faults.seam import Row, on_batch, relabelled
+from harness.training.faults.seam import Row, declared_labels, on_batch, relabelled
 from harness.training.workload import Workload
 
 
 @fault("mlcommons/GaNDLF#870, tensorflow#50124")
 def labels_shuffled_apart(work: Workload, patch: Patch) -> Workload:
     """Inputs and labels are shuffled independently of each other."""
-    labels = list(work.settings.data.labels)
-    while labels == work.settings.data.labels and len(set(labels)) > 1:
-        random.Random(5).shuffle(labels)
+    labels = right = declared_labels(work)
+    while labels == right and len(set(labels)) > 1:
+        labels = random.Random(5).sample(labels, len(labels))
         labels = labels[1:] + labels[:1]
-    return relabelled(work, lambda index, row: {**row, "label": labels[index]})
+    return relabelled(work, lambda index, row: {**row, "label": labels[index % len(labels)]})
 
 
 @fault("mlcommons/GaNDLF#870")
 def labels_of_the_next_row(work: Workload, patch: Patch) -> Workload:
     """The column of labels is off by one row."""
-    labels = work.settings.data.labels
+    labels = declared_labels(work)
     return relabelled(work, lambda index, row: {**row, "label": labels[(index + 1) % len(labels)]})
 
 
 @fault("vllm-project/semantic-router#3557")
 def labels_renumbered(work: Workload, patch: Patch) -> Workload:
     """The map from names to numbers is made anew, in another order than the declared one."""
-    last = work.settings.data.resolved_num_labels - 1
+    last = work.model.config.num_labels - 1
     return relabelled(work, lambda index, row: {**row, "label": last - row["label"]})
 
 
@@ -45,7 +45,7 @@ def one_label_for_all(work: Workload, patch: Patch) -> Workload:
 @fault("DeepCrime: change labels of training data")
 def a_label_is_noisy(work: Workload, patch: Patch) -> Workload:
     """One example in the whole set has a wrong label."""
-    classes = work.settings.data.resolved_num_labels
+    classes = work.model.config.num_labels
 
     def change(index: int, row: Row) -> Row:
         return {**row, "label": (row["label"] + 1) % classes} if index == 0 else row
@@ -56,7 +56,7 @@ def a_label_is_noisy(work: Workload, patch: Patch) -> Workload:
 @fault("transformers#11012, adapter-hub/adapters#40")
 def labels_as_one_hot_floats(work: Workload, patch: Patch) -> Workload:
     """Labels are one-hot floats, for which heads silently take binary cross-entropy."""
-    classes = work.settings.data.resolved_num_labels
+    classes = work.model.config.num_labels
 
     def change(batch: Any, collator: Any) -> None:
         batch["labels"] = torch.nn.functional.one_hot(batch["labels"], classes).float()
@@ -79,7 +79,7 @@ def a_label_is_ignored(work: Workload, patch: Patch) -> Workload:
 @fault("trl#1920, trl#598, pytorch#116349")
 def all_labels_ignored_once(work: Workload, patch: Patch) -> Workload:
     """Every label of the batches that hold the last example is -100: their mean loss is that of nothing."""
-    last = len(work.examples) - 1
+    last = len(work.examples.lengths) - 1
     return relabelled(work, lambda index, row: {**row, "label": -100} if index >= last - work.train.batch_size else row)
 
 

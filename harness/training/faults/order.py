@@ -68,7 +68,7 @@ def one_batch_again_and_again(work: Workload, patch: Patch) -> Workload:
 @fault("DeepCrime: delete training data")
 def half_of_the_data(work: Workload, patch: Patch) -> Workload:
     """Only the first half of the data is used, a trial that was left in."""
-    half = max(1, len(work.examples) // 2)
+    half = max(1, len(work.examples.lengths) // 2)
     _drawing(patch, lambda order, indices: [index % half for index in indices])
     return work
 
@@ -76,14 +76,16 @@ def half_of_the_data(work: Workload, patch: Patch) -> Workload:
 @fault("Lightning-AI/pytorch-lightning#19987, transformers#24415", loops={"custom"})
 def loader_drops_the_last_batch(work: Workload, patch: Patch) -> Workload:
     """The data loader drops the partial batch that ends an epoch."""
-    patch.set(workload, "DataLoader", partial(DataLoader, drop_last=len(work.examples) >= work.train.batch_size))
+    patch.set(
+        workload, "DataLoader", partial(DataLoader, drop_last=len(work.examples.lengths) >= work.train.batch_size)
+    )
     return work
 
 
 @fault("Lightning-AI/pytorch-lightning#19987, transformers#24415", loops={"trainer"})
 def trainer_drops_the_last_batch(work: Workload, patch: Patch) -> Workload:
     """``dataloader_drop_last`` is set."""
-    training_arguments(patch, dataloader_drop_last=len(work.examples) >= work.train.batch_size)
+    training_arguments(patch, dataloader_drop_last=len(work.examples.lengths) >= work.train.batch_size)
     return work
 
 

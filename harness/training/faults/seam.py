@@ -94,10 +94,15 @@ def on_backbone(patch: Patch, model: Any, change: Callable[[torch.Tensor], torch
 
 def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
     """The same workload, each of whose rows is ``change(index, row)``."""
+    if isinstance(work.examples, data.Ahead):
+        right = work.examples
+        return replace(
+            work, examples=data.Ahead(right.rows, right.encode, right.train, right.shuffle_buffer, change=change)
+        )
 
     class Changed(data.Examples):
         def __init__(self, right: Any) -> None:
-            self._right, self.lengths = right, right.lengths
+            self._right, self.lengths, self.rows, self.encode = right, right.lengths, right.rows, right.encode
 
         def __len__(self) -> int:
             return len(self._right)
@@ -110,7 +115,14 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
 
 def encoded(work: Workload, tokenizer: Callable[..., Any], max_length: int | None = None) -> Workload:
     """The same workload with its texts encoded by that function, and padded as before."""
-    return replace(work, examples=data.Examples(work.settings.data, tokenizer, max_length or work.max_length))
+    encode = replace(data.encoder(work.tokenizer, max_length or work.max_length), tokenizer=tokenizer)
+    buffer = work.settings.data.shuffle_buffer
+    return replace(work, examples=data.examples(work.examples.rows, encode, work.train, buffer))
+
+
+def declared_labels(work: Workload) -> list[int]:
+    """The label of every example whose length is known."""
+    return [work.examples[index]["label"] for index in range(len(work.examples.lengths))]
 
 
 def training_arguments(patch: Patch, **changes: Any) -> None:

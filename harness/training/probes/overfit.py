@@ -45,7 +45,7 @@ def overfit(loaded: Loaded, work: Workload) -> dict[str, Any]:
 def _different_labels(work: Workload) -> list[int]:
     """Indices that go round the labels, the longest texts first: cut to one length, those differ the most."""
     by_label: dict[int, list[int]] = {}
-    for index in sorted(range(len(work.examples)), key=lambda index: -work.examples.lengths[index]):
+    for index in sorted(range(len(work.examples.lengths)), key=lambda index: -work.examples.lengths[index]):
         by_label.setdefault(work.examples[index]["label"], []).append(index)
     rounds = range(max(map(len, by_label.values())))
     turns = [group[turn] for turn in rounds for group in by_label.values() if turn < len(group)]

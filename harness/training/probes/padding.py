@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import bare
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -49,7 +50,7 @@ def chosen(lengths: Sequence[int], most: int = EXAMPLES) -> list[int]:
 
 def features(work: Workload, index: int) -> dict[str, Any]:
     """An example as the loop's collator takes it."""
-    return {name: value for name, value in work.examples[index].items() if name != "index"}
+    return bare(work.examples[index])
 
 
 def _logits(model: Any, batch: Any) -> torch.Tensor:
