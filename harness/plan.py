@@ -43,7 +43,7 @@ class Case:
             "checkpoint": str(self.settings.checkpoint),
             **dict(_flat(stated)),
             "data.digest": hashlib.sha256(self.settings.data.model_dump_json().encode()).hexdigest(),
-            "data.examples": len(self.settings.data.sequences),
+            "data.examples": len(self.settings.data.given),
             "data.num_labels": self.settings.data.resolved_num_labels,
         }
         return {

@@ -17,6 +17,7 @@ from harness.experiment.file import Experiment, Point, read
 from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
+from harness.experiment.row import Row, problem_of, texts
 from harness.experiment.settings import Benchmark, Data, Settings, Train
 
 __all__ = [
@@ -32,12 +33,15 @@ __all__ = [
     "Laws",
     "PackageCheckpoint",
     "Point",
+    "Row",
     "Settings",
     "Train",
     "check_device",
     "matrix_keys",
     "name",
     "parse_checkpoint",
+    "problem_of",
     "read",
     "schema",
+    "texts",
 ]

@@ -31,7 +31,8 @@ def schema(laws: Laws) -> dict[str, Any]:
     refs, generated = models_json_schema([(model, "validation") for model in models], schema_generator=_Untitled)
     definitions = generated["$defs"]
     settings = definitions.pop(refs[Settings, "validation"]["$ref"].rpartition("/")[2])
-    required = {"required": settings["required"], "properties": {"data": {"required": definitions["Data"]["required"]}}}
+    either = [{"required": ["rows"]}, {"required": ["sequences", "labels"]}]
+    required = {"required": settings["required"], "properties": {"data": {"anyOf": either}}}
     for definition in definitions.values():
         definition.pop("title", None)
         definition.pop("required", None)

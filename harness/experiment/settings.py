@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from harness.errors import count, shown
 from harness.experiment.checkpoint import (
@@ -20,6 +20,7 @@ from harness.experiment.checkpoint import (
 )
 from harness.experiment.device import Device
 from harness.experiment.model import Declared, problem, problems
+from harness.experiment.row import Problem, Row, TaskName, classes_in, mistakes, problem_of
 from harness.experiment.source import Location
 
 
@@ -80,23 +81,58 @@ class Train(Declared):
 
 
 class Data(Declared):
-    """Texts and their labels."""
+    """What to train on: texts and their labels, or rows."""
 
-    sequences: list[_Sequence] = Field(min_length=1, description="The texts to train on.")
+    # Before the sequences and labels, which are not needed beside them.
+    rows: list[dict[str, Any]] | None = Field(
+        default=None, min_length=1, description="What to train on, a mapping each; its roles are those of the task."
+    )
+    sequences: list[_Sequence] | None = Field(
+        default=None, validate_default=True, min_length=1, description="The texts to train on."
+    )
     # Before the labels, whose check looks at both.
     num_labels: int | None = Field(
         default=None, ge=2, description="Number of classes; null: the highest label and one, and at least 2."
     )
-    labels: list[Annotated[int, Field(ge=0)]] = Field(description="The class of each text, counted from 0.")
+    problem_type: Problem | None = Field(
+        default=None,
+        description="How labels of whole texts are meant; null: a class is a single label, a list of classes several, "
+        "a number with a point a regression.",
+    )
+    mask_probability: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of the tokens that a masked language model has to predict."
+    )
+    labels: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, validate_default=True, description="The class of each text, counted from 0."
+    )
+
+    @property
+    def given(self) -> tuple[Row, ...]:
+        """The rows that the file itself holds; sequences and labels are rows with a `text` and a `label`."""
+        if self.rows is not None:
+            return tuple(self.rows)
+        pairs = zip(self.sequences or (), self.labels or (), strict=True)
+        return tuple({"text": text, "label": label} for text, label in pairs)
 
     @property
     def resolved_num_labels(self) -> int:
-        """The number of classes."""
-        return self.num_labels or max(max(self.labels) + 1, 2)
+        """The number of classes; 1 where the label is a number."""
+        if problem_of((row.get("label", 0) for row in self.given[:1]), self.problem_type) == "regression":
+            return 1
+        return self.num_labels or classes_in(self.given)
+
+    @field_validator("sequences")
+    @classmethod
+    def _required(cls, sequences: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        _require_unless_rows(sequences, info)
+        return sequences
 
     @field_validator("labels")
     @classmethod
-    def _fit(cls, labels: list[int], info: ValidationInfo) -> list[int]:
+    def _fit(cls, labels: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        _require_unless_rows(labels, info)
+        if labels is None:
+            return None
         wrong: list[tuple[Location, PydanticCustomError]] = []
         sequences, classes = info.data.get("sequences"), info.data.get("num_labels")
         if sequences is not None and len(sequences) != len(labels):
@@ -110,6 +146,15 @@ class Data(Declared):
         return labels
 
 
+def _require_unless_rows(value: Any, info: ValidationInfo) -> None:
+    """Texts and labels are required without rows, and out of place beside them."""
+    rows = info.data.get("rows")
+    if value is not None and rows is not None:
+        raise problem(f"{info.field_name} beside rows", "one of the two")
+    if value is None and rows is None and "rows" in info.data:
+        raise PydanticKnownError("missing")
+
+
 class Benchmark(Declared):
     """Which steps are timed."""
 
@@ -120,7 +165,7 @@ class Benchmark(Declared):
 class Settings(Declared):
     """Everything that decides what one case does."""
 
-    task: Literal["sequence-classification"] = Field(
+    task: TaskName = Field(
         default="sequence-classification", description="What is trained; it decides the head on top of the backbone."
     )
     checkpoint: Checkpoint = Field(
@@ -132,7 +177,7 @@ class Settings(Declared):
         description="A Hub id, folder or package as for `checkpoint`; null: the checkpoint's own, and for random "
         "weights one trained on the experiment's text.",
     )
-    data: Data = Field(description="The texts to train on, and their labels.")
+    data: Data = Field(description="What to train on: texts and their labels, or rows.")
     train: Train = Field(default=Train(), description="The loop, its length and its optimizer.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="The arithmetic of forward passes: `fp32`, or `bf16` under autocast."
@@ -165,6 +210,22 @@ class Settings(Declared):
             case dict():
                 return ArchitectureCheckpoint.model_validate(value, context={"task": info.data.get("task", "")})
         raise problem(shown(value), CHECKPOINT_FORMS)
+
+    @field_validator("data")
+    @classmethod
+    def _fit_task(cls, data: Data, info: ValidationInfo) -> Data:
+        """The rows are such as the task reads."""
+        task = info.data.get("task")
+        if task is None:
+            return data
+        if data.rows is None:
+            if task != "sequence-classification":
+                expected = "rows: sequences and labels are for sequence-classification"
+                raise problems("Data", [(("sequences",), problem(f"sequences for {task}", expected))])
+            return data
+        if (wrong := mistakes(task, data.rows, data.num_labels, data.problem_type)) is not None:
+            raise wrong
+        return data
 
     @field_validator("tokenizer")
     @classmethod

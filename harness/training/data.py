@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,15 @@ from torch.utils.data import Dataset, Sampler
 
 from harness import experiment
 from harness.errors import CheckpointError
-
-Features = dict[str, Any]
-Collator = Callable[[list[Features]], Any]
+from harness.training.tasks import Collator, Features, Task
 
 
 class Examples(Dataset[Features]):
-    """Every sequence tokenized once, without padding, beside its label and its index.
+    """Every row encoded once, without padding, beside its label and its index.
 
     Args:
-        data: sequences and labels.
+        task: encodes them.
+        rows: what to train on.
         tokenizer: of the checkpoint.
         max_length: longest encoding in tokens; longer text is cut.
 
@@ -28,22 +27,28 @@ class Examples(Dataset[Features]):
         CheckpointError: the tokenizer cannot cut a text to that length.
     """
 
-    def __init__(self, data: experiment.Data, tokenizer: Any, max_length: int) -> None:
-        self._encoded = tokenizer(list(data.sequences), truncation=True, max_length=max_length)
-        self._labels = data.labels
-        self.lengths = tuple(len(ids) for ids in self._encoded["input_ids"])
-        if max(self.lengths) > max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
+    def __init__(self, task: Task, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> None:
+        self._features = task.encode(rows, tokenizer, max_length)
+        parts = [tokens_of(features) for features in self._features]
+        self.lengths = tuple(sum(map(len, texts)) for texts in parts)
+        self.lost = tuple(index for index, row in enumerate(rows) if task.loses(row, self._features[index], tokenizer))
+        """Indices of the examples that have lost something to be learnt, as in what is cut off."""
+        longest = max(len(ids) for texts in parts for ids in texts)
+        if longest > max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
             special = f"it adds {tokenizer.num_special_tokens_to_add()} special ones"
-            raise CheckpointError(
-                f"max_length {max_length}: the tokenizer leaves {max(self.lengths)} tokens, for {special}"
-            )
+            raise CheckpointError(f"max_length {max_length}: the tokenizer leaves {longest} tokens, for {special}")
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._features)
 
     def __getitem__(self, index: int) -> Features:
-        row = {name: column[index] for name, column in self._encoded.items()}
-        return {**row, "label": self._labels[index], "index": index}
+        return {**self._features[index], "index": index}
+
+
+def tokens_of(features: Features) -> list[list[int]]:
+    """The ids of each text of an example: one, or one for each choice."""
+    ids = features["input_ids"]
+    return ids if ids and isinstance(ids[0], list) else [ids]
 
 
 class EpochOrder(Sampler[int]):

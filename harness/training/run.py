@@ -17,11 +17,12 @@ from transformers.utils import logging
 
 from harness.errors import Unavailable
 from harness.plan import Case
-from harness.record import Example, Outcome, Record, Tokenizer
+from harness.record import Example, Masking, Outcome, Record, Tokenizer
 from harness.training import checkpoint, devices, environment, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
+from harness.training.tasks import Features
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
@@ -77,6 +78,7 @@ def _stages(
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
     evidence["tokenizer"] = _tokenizer(loaded, work)
+    evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     watch = _watch(loaded, work, progress)
     memory = devices.PeakMemory(device)
     memory.watch()
@@ -87,7 +89,7 @@ def _stages(
         evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
-        evidence["examples"] = _examples(case, loaded, work, watch)
+        evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read()
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
@@ -164,28 +166,40 @@ def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
         pad_token_id=words.pad_token_id,
         padding_side=words.padding_side,
         max_length=work.max_length,
+        reasons=dict(loaded.reasons),
     )
 
 
-def _examples(case: Case, loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
+def _masking(loaded: checkpoint.Loaded, work: Workload) -> Masking | None:
+    share = work.task.masked
+    return None if share is None else Masking(probability=share, token=loaded.tokenizer.mask_token_id)
+
+
+def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
     """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
     reached the model.
     """
-    data = case.settings.data
-
-    def encode(index: int) -> dict[str, Any]:
-        return dict(loaded.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length))
-
+    rows = work.settings.data.given
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
     return tuple(
-        Example(
-            index=index,
-            text=data.sequences[index][:60],
-            input_ids=encoded.pop("input_ids"),
-            columns={name: values for name, values in encoded.items() if _is_column(name, values)},
-            label=data.labels[index],
-        )
-        for index, encoded in zip(indices, map(encode, indices), strict=True)
+        _example(index, " | ".join(work.task.texts([rows[index]])), _expected(loaded, work, index)) for index in indices
+    )
+
+
+def _expected(loaded: checkpoint.Loaded, work: Workload, index: int) -> Features:
+    return work.task.expected(work.settings.data.given[index], loaded.tokenizer, work.max_length)
+
+
+def _example(index: int, text: str, encoded: Features) -> Example:
+    labels = {name: encoded.pop(name) for name in ("labels", "start_positions", "end_positions") if name in encoded}
+    choices = [_example(index, text, {**choice, "labels": 0}) for choice in encoded.pop("choices", ())]
+    return Example(
+        index=index,
+        text=text[:60],
+        input_ids=encoded.pop("input_ids", ()),
+        columns={name: values for name, values in encoded.items() if _is_column(name, values)},
+        label=labels.get("labels", labels),
+        choices=tuple(choices),
     )
 
 

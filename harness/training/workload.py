@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, get_constant_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup
 
 from harness import experiment
 from harness.training import data
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
+from harness.training.tasks import Collator, Task, task_of
 
 
 class Watching(Protocol):
@@ -35,6 +36,7 @@ class Workload:
 
     model: Any
     """On the device, in fp32, untouched by any step."""
+    task: Task
     tokenizer: Any
     examples: data.Examples
     max_length: int
@@ -63,9 +65,13 @@ class Workload:
         """Which example comes when."""
         return data.EpochOrder(len(self.examples), self.train.seed, self.train.shuffle)
 
-    def collator(self) -> data.Collator:
-        """Pads to the longest of the batch; the Trainer makes one of the same class."""
-        return DataCollatorWithPadding(self.tokenizer)
+    def collator(self) -> Collator:
+        """Pads to the longest of the batch: a new one each time, in the state in which a training begins."""
+        return self.task.collator(self.tokenizer, self.model)
+
+    def plain_collator(self) -> Collator:
+        """The same without anything random; it may leave out the labels."""
+        return self.task.plain_collator(self.tokenizer, self.model) or self.collator()
 
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded to their longest row, epoch after epoch, until every step has one."""
@@ -91,10 +97,12 @@ class Workload:
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
+    task = task_of(settings)
     return Workload(
         model=copy.deepcopy(loaded.model).to(device.torch),
+        task=task,
         tokenizer=loaded.tokenizer,
-        examples=data.Examples(settings.data, loaded.tokenizer, max_length),
+        examples=data.Examples(task, settings.data.given, loaded.tokenizer, max_length),
         max_length=max_length,
         settings=settings,
         train=settings.train,

@@ -15,8 +15,9 @@ from harness.training.workload import Workload
 @fault("mlcommons/GaNDLF#870, tensorflow#50124")
 def labels_shuffled_apart(work: Workload, patch: Patch) -> Workload:
     """Inputs and labels are shuffled independently of each other."""
-    labels = list(work.settings.data.labels)
-    while labels == work.settings.data.labels and len(set(labels)) > 1:
+    right = [row["label"] for row in work.settings.data.given]
+    labels = list(right)
+    while labels == right and len(set(labels)) > 1:
         random.Random(5).shuffle(labels)
         labels = labels[1:] + labels[:1]
     return relabelled(work, lambda index, row: {**row, "label": labels[index]})
@@ -25,7 +26,7 @@ def labels_shuffled_apart(work: Workload, patch: Patch) -> Workload:
 @fault("mlcommons/GaNDLF#870")
 def labels_of_the_next_row(work: Workload, patch: Patch) -> Workload:
     """The column of labels is off by one row."""
-    labels = work.settings.data.labels
+    labels = [row["label"] for row in work.settings.data.given]
     return relabelled(work, lambda index, row: {**row, "label": labels[(index + 1) % len(labels)]})
 
 

@@ -8,10 +8,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from transformers import DataCollatorWithPadding, TrainerCallback
+from transformers import TrainerCallback
 
 from harness.training import data, trainer
 from harness.training.fault import Patch
+from harness.training.tasks import Collator
 from harness.training.workload import Workload
 
 Row = dict[str, Any]
@@ -33,15 +34,20 @@ def stepping(work: Workload, change: Callable[[torch.optim.Optimizer], Any]) -> 
     return altered(work, optimizer=optimizer)
 
 
-def on_batch(patch: Patch, change: Callable[[Any, DataCollatorWithPadding], Any]) -> None:
+def on_batch(patch: Patch, change: Callable[[Any, Any], Any]) -> None:
     """Let the collator of both loops hand on what `change(batch, collator)` makes of each batch."""
-    collate = DataCollatorWithPadding.__call__
+    make = Workload.collator
 
-    def changed(self: DataCollatorWithPadding, features: list[Row]) -> Any:
-        batch = collate(self, features)
-        return change(batch, self) or batch
+    def collator(self: Workload) -> Collator:
+        right = make(self)
 
-    patch.set(DataCollatorWithPadding, "__call__", changed)
+        def collate(features: list[Row]) -> Any:
+            batch = right(features)
+            return change(batch, right) or batch
+
+        return collate
+
+    patch.set(Workload, "collator", collator)
 
 
 def on_forward(patch: Patch, module: Any, change: Callable[..., Any]) -> None:
@@ -97,7 +103,7 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
 
     class Changed(data.Examples):
         def __init__(self, right: Any) -> None:
-            self._right, self.lengths = right, right.lengths
+            self._right, self.lengths, self.lost = right, right.lengths, right.lost
 
         def __len__(self) -> int:
             return len(self._right)
@@ -110,7 +116,8 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
 
 def encoded(work: Workload, tokenizer: Callable[..., Any], max_length: int | None = None) -> Workload:
     """The same workload with its texts encoded by that function, and padded as before."""
-    return replace(work, examples=data.Examples(work.settings.data, tokenizer, max_length or work.max_length))
+    rows = work.settings.data.given
+    return replace(work, examples=data.Examples(work.task, rows, tokenizer, max_length or work.max_length))
 
 
 def training_arguments(patch: Patch, **changes: Any) -> None:

@@ -32,7 +32,9 @@ def pad_token_is_the_end_token(work: Workload, patch: Patch) -> Workload:
 @fault(NO_REPORT)
 def tokenizer_of_another_checkpoint(work: Workload, patch: Patch) -> Workload:
     """Texts are encoded by a tokenizer with another vocabulary, whose ids happen to fit."""
-    other = tiny.train([" ".join(text.split()[::-1])[::-1] for text in work.settings.data.sequences], vocab_size=40)
+    other = tiny.train(
+        [" ".join(text.split()[::-1])[::-1] for text in work.task.texts(work.settings.data.given)], vocab_size=40
+    )
     rows = work.model.get_input_embeddings().num_embeddings
 
     def encode(texts: list[str], **options: Any) -> Any:
