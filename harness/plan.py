@@ -56,9 +56,9 @@ class Case:
 
 def _data(data: Data) -> dict[str, Any]:
     """What is declared of the data: the numbers of what is written out, or where else the rows are."""
-    if data.sequences is not None:
-        return {"data.examples": len(data.sequences), "data.num_labels": data.resolved_num_labels}
-    said = data.model_dump(mode="json", exclude={"sequences", "labels"}, exclude_defaults=True)
+    if data.given:
+        return {"data.examples": len(data.given), "data.num_labels": data.resolved_num_labels}
+    said = data.model_dump(mode="json", exclude={"sequences", "labels", "rows"}, exclude_defaults=True)
     return {f"data.{key}": value for key, value in said.items()}
 
 

@@ -93,6 +93,8 @@ class Checkpoint(Part):
     """Those of them that were loaded with other values than the files hold."""
     altered: tuple[str, ...] = ()
     """Parameters and buffers that were other than loaded when the first step began."""
+    brings_head: bool = False
+    """The task's head is part of what is pretrained, as that of a language model is."""
 
 
 class Tokenizer(Part):
@@ -104,6 +106,17 @@ class Tokenizer(Part):
     padding_side: Literal["left", "right"]
     max_length: int
     """Longest encoding in tokens; longer text is cut."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why the pad token or the padding side is another than the tokenizer came with."""
+
+
+class Masking(Part):
+    """How tokens are hidden that a masked language model has to predict."""
+
+    probability: float
+    """Of a token to be predicted."""
+    token: int
+    """The id that most of those are replaced with."""
 
 
 class Row(Part):
@@ -164,7 +177,11 @@ class Example(Part):
     input_ids: tuple[int, ...]
     columns: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """What else the tokenizer gives for each token, such as token_type_ids; the mask is not among it."""
-    label: int
+    label: Evidence
+    """What is to be learnt: a class; a number; one label for each class, each token or each token of the decoder's
+    (-100 where there is none); or several of the model's arguments by name."""
+    choices: tuple[Example, ...] = ()
+    """An example that is several texts has its ids here, one text each."""
 
 
 class Batch(Part):
@@ -291,7 +308,11 @@ class Record(Part):
     checkpoint: Checkpoint | None = None
     tokenizer: Tokenizer | None = None
     data: Data | None = None
+    masking: Masking | None = None
+    """Where tokens are hidden at random."""
     examples: tuple[Example, ...] = ()
+    lost: tuple[int, ...] = ()
+    """Indices of the examples that have lost something to be learnt, as in what is cut off."""
     batches: tuple[Batch, ...] = ()
     """The distinct batches of the run, from its start until `BATCH_TOKENS` are reached."""
     steps: Steps = Steps()

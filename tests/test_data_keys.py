@@ -9,7 +9,7 @@ from harness.errors import InvalidExperiment
 from harness.laws import LAWS
 
 KNOWN = {law.name: law.options for law in LAWS}
-SOURCES = "one of sequences, files, dataset"
+SOURCES = "one of sequences, rows, files, dataset"
 ENDINGS = ".csv, .json, .jsonl, .parquet, .txt"
 
 
@@ -133,7 +133,7 @@ MISTAKES = {
     ),
     "role": (
         "files: a.csv\n  columns: {txt: sentence}",
-        "4: data.columns.txt: found an unknown role, expected one of text, label, text_pair; did you mean 'text'?",
+        "4: data.columns.txt: found an unknown role, expected one of text, text_pair, label; did you mean 'text'?",
     ),
     "split": (
         "files: a.csv\n  split: 'train[:10'",

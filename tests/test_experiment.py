@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness import experiment
 from harness.errors import HarnessError, InvalidExperiment, Mistake
 from harness.experiment import Experiment, Settings, architecture, checkpoint, read, source
+from harness.experiment.row import ROLES
 
 # A busy machine is no failure: examples have no time limit.
 settings.register_profile("untimed", deadline=None)
@@ -317,6 +318,8 @@ TOP = (
 )
 FORMS = "a Hub id, a folder (./NAME), package:NAME/FOLDER, or a mapping with an architecture"
 
+TASKS = tuple(ROLES)
+
 ADDED = {
     "unknown key": ("trian: {}", f"5: trian: found an unknown key, expected one of {TOP}; did you mean 'train'?"),
     "unknown key below": (
@@ -352,7 +355,10 @@ ADDED = {
         "5: train.loop: found 'trainr', expected 'custom' or 'trainer'; did you mean 'trainer'?",
     ),
     "precision": ("precision: fp23", "5: precision: found 'fp23', expected 'fp32' or 'bf16'; did you mean 'fp32'?"),
-    "task": ("task: regression", "5: task: found 'regression', expected 'sequence-classification'"),
+    "task": (
+        "task: regression",
+        f"5: task: found 'regression', expected {', '.join(map(repr, TASKS[:-1]))} or {TASKS[-1]!r}",
+    ),
     "device": (
         "device: gpu",
         "5: device: found 'gpu', expected cpu, cuda, cuda:N, cuda:all or mps; did you mean 'cuda'?",

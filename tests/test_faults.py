@@ -385,7 +385,9 @@ def rows_reversed(patch: Patch, folder: Path) -> None:
 def tokenizer_swapped(patch: Patch, folder: Path) -> None:
     """The texts are encoded by another tokenizer than the checkpoint's."""
     original, other = data.Examples.__init__, tokenizer.train(SEQUENCES, vocab_size=40)
-    patch.setattr(data.Examples, "__init__", lambda self, said, words, length: original(self, said, other, length))
+    patch.setattr(
+        data.Examples, "__init__", lambda self, task, rows, _, length: original(self, task, rows, other, length)
+    )
 
 
 def head_frozen(patch: Patch, folder: Path) -> None:

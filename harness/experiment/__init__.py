@@ -17,13 +17,13 @@ from harness.experiment.file import Experiment, Point, read
 from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
-from harness.experiment.settings import FILE_KINDS, ROLES, SOURCES, Benchmark, Data, Settings, Train
+from harness.experiment.row import Row, problem_of, required, roles, texts, unlike
+from harness.experiment.settings import FILE_KINDS, SOURCES, Benchmark, Data, Settings, Train
 
 __all__ = [
     "DEVICE",
     "DEVICE_FORMS",
     "FILE_KINDS",
-    "ROLES",
     "SOURCES",
     "ArchitectureCheckpoint",
     "Benchmark",
@@ -35,12 +35,18 @@ __all__ = [
     "Laws",
     "PackageCheckpoint",
     "Point",
+    "Row",
     "Settings",
     "Train",
     "check_device",
     "matrix_keys",
     "name",
     "parse_checkpoint",
+    "problem_of",
     "read",
+    "required",
+    "roles",
     "schema",
+    "texts",
+    "unlike",
 ]

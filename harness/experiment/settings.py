@@ -32,9 +32,10 @@ from harness.experiment.checkpoint import (
 )
 from harness.experiment.device import Device
 from harness.experiment.model import Declared, problem, problems
+from harness.experiment.row import Problem, Row, TaskName, classes_in, mistakes, problem_of, roles
 from harness.experiment.source import Location
 
-SOURCES = ("sequences", "files", "dataset")
+SOURCES = ("sequences", "rows", "files", "dataset")
 """The keys of `data` of which one says where the rows are."""
 FILE_KINDS = {
     ".csv": "csv",
@@ -44,8 +45,6 @@ FILE_KINDS = {
     ".txt": "text",
 }
 """What is read as what, by the ending of a file's name."""
-ROLES = {"sequence-classification": (("text", "label"), ("text_pair",))}
-"""What the rows of each task must and may have."""
 SPLIT = r"^\w[\w.-]*(\[[\d%:\s-]*\])?(\s*\+\s*\w[\w.-]*(\[[\d%:\s-]*\])?)*$"
 _SOURCES_OF: dict[str, tuple[str, ...]] = {
     "labels": ("sequences",),
@@ -143,8 +142,11 @@ class Train(Declared):
 
 
 class Data(Declared):
-    """Texts and their labels: written out, in files, or in a dataset."""
+    """What to train on: texts and their labels or rows, written out, in files, or in a dataset."""
 
+    rows: list[dict[str, Any]] | None = Field(
+        default=None, min_length=1, description="What to train on, a mapping each; its roles are those of the task."
+    )
     sequences: list[_Sequence] | None = Field(default=None, min_length=1, description="The texts to train on.")
     files: _Files = Field(
         default=None,
@@ -185,6 +187,14 @@ class Data(Declared):
     num_labels: int | None = Field(
         default=None, ge=2, description="Number of classes; null: the highest label and one, and at least 2."
     )
+    problem_type: Problem | None = Field(
+        default=None,
+        description="How labels of whole texts are meant; null: a class is a single label, a list of classes several, "
+        "a number with a point a regression.",
+    )
+    mask_probability: float = Field(
+        default=0.15, gt=0, lt=1, description="Share of the tokens that a masked language model has to predict."
+    )
     labels: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="The class of each of the `sequences`, counted from 0."
     )
@@ -192,11 +202,21 @@ class Data(Declared):
     """What `files` and a `dataset` in a folder are relative to."""
 
     @property
+    def given(self) -> tuple[Row, ...]:
+        """The rows that the file itself holds; sequences and labels are rows with a `text` and a `label`."""
+        if self.rows is not None:
+            return tuple(self.rows)
+        pairs = zip(self.sequences or (), self.labels or (), strict=True)
+        return tuple({"text": text, "label": label} for text, label in pairs)
+
+    @property
     def resolved_num_labels(self) -> int | None:
-        """The number of classes, as far as the file tells it."""
+        """The number of classes, as far as the file tells it; 1 where the label is a number."""
+        if problem_of((row.get("label", 0) for row in self.given[:1]), self.problem_type) == "regression":
+            return 1
         if self.num_labels or self.label_names:
             return self.num_labels or len(self.label_names or ())
-        return None if self.labels is None else max(max(self.labels) + 1, 2)
+        return classes_in(self.given) if self.given else None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -343,7 +363,7 @@ class Benchmark(Declared):
 class Settings(Declared):
     """Everything that decides what one case does."""
 
-    task: Literal["sequence-classification"] = Field(
+    task: TaskName = Field(
         default="sequence-classification", description="What is trained; it decides the head on top of the backbone."
     )
     checkpoint: Checkpoint = Field(
@@ -355,7 +375,7 @@ class Settings(Declared):
         description="A Hub id, folder or package as for `checkpoint`; null: the checkpoint's own, and for random "
         "weights one trained on the experiment's text.",
     )
-    data: Data = Field(description="The texts to train on, and their labels.")
+    data: Data = Field(description="What to train on: texts and their labels, or rows.")
     train: Train = Field(default=Train(), description="The loop, its length and its optimizer.")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="The arithmetic of forward passes: `fp32`, or `bf16` under autocast."
@@ -389,6 +409,22 @@ class Settings(Declared):
                 return ArchitectureCheckpoint.model_validate(value, context={"task": info.data.get("task", "")})
         raise problem(shown(value), CHECKPOINT_FORMS)
 
+    @field_validator("data")
+    @classmethod
+    def _fit_task(cls, data: Data, info: ValidationInfo) -> Data:
+        """The rows are such as the task reads."""
+        task = info.data.get("task")
+        if task is None:
+            return data
+        if data.sequences is not None and task != "sequence-classification":
+            expected = "rows: sequences and labels are for sequence-classification"
+            raise problems("Data", [(("sequences",), problem(f"sequences for {task}", expected))])
+        if data.rows is None:
+            return data
+        if (wrong := mistakes(task, data.rows, data.num_labels, data.problem_type)) is not None:
+            raise wrong
+        return data
+
     @field_validator("tokenizer")
     @classmethod
     def _place_tokenizer(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -404,8 +440,7 @@ class Settings(Declared):
     @classmethod
     def _fit_columns(cls, data: Data, info: ValidationInfo) -> Data:
         """Columns have the roles that the task knows."""
-        required, optional = ROLES.get(info.data.get("task", ""), ((), ()))
-        known = (*required, *optional)
+        known = roles(info.data["task"]) if "task" in info.data else ()
         wrong: list[tuple[Location, PydanticCustomError]] = [
             (("columns", role), problem("an unknown role", f"one of {', '.join(known)}", meant(role, known)))
             for role in data.columns

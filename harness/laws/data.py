@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, vacuous
-from harness.record import Record
+from harness.record import Example, Record
+
+IGNORED = -100
+"""The label of what is not to be learnt: torch's cross-entropy leaves it out."""
 
 ALIKE = 4.5
 """Standard deviations above chance at which orders are no longer random: 3 of a million right trainings reach it."""
@@ -19,28 +23,57 @@ def labels_travel(record: Record) -> Verdict:
     """Every row of a batch carries the label of its own example.
 
     The index of an example travels with it through loader and collator, so a shuffle of one without the other is
-    seen. Exact.
+    seen. Where each token has a label, those that are not -100 are compared, place by place; which of them are is
+    left to labels_masked_right. Exact, but for the rounding of numbers to fp32.
     """
-    labels = {example.index: example.label for example in record.examples}
-    if not record.batches or not labels.keys() >= {index for batch in record.batches for index in batch.examples}:
+    declared = {example.index: by_argument(example) for example in record.examples}
+    if not record.batches or not declared.keys() >= {index for batch in record.batches for index in batch.examples}:
         return invalid("no batch was kept, or not every example of the kept ones")
+    left = record.tokenizer is not None and record.tokenizer.padding_side == "left"
     count = 0
     for batch in record.batches:
-        found = batch.tensors.get("labels")
-        if found is None:
-            return broken(f"step {batch.step + 1}: no labels among the model's arguments: {', '.join(batch.tensors)}")
-        if len(found) != len(batch.examples):
-            return broken(f"step {batch.step + 1}: {len(found)} labels for {len(batch.examples)} examples")
-        for row, (index, label) in enumerate(zip(batch.examples, found, strict=True)):
-            count += 1
-            if label != labels[index]:
-                return broken(
-                    f"step {batch.step + 1}, row {row} (example {index}): label {label}, declared {labels[index]}",
-                    cause="labels and texts are ordered apart, or the labels are mapped to other numbers",
-                )
-    if len(set(labels.values())) == 1:
-        return vacuous(f"all examples have the label {next(iter(labels.values()))}: a mix-up would not show")
+        for argument in dict.fromkeys(name for index in batch.examples for name in declared[index]):
+            found = batch.tensors.get(argument)
+            if found is None:
+                names = ", ".join(batch.tensors)
+                return broken(f"step {batch.step + 1}: no {argument} among the model's arguments: {names}")
+            if len(found) != len(batch.examples):
+                return broken(f"step {batch.step + 1}: {len(found)} labels for {len(batch.examples)} examples")
+            for row, (index, label) in enumerate(zip(batch.examples, found, strict=True)):
+                count += 1
+                if (wrong := _wrong_label(label, declared[index][argument], left)) is not None:
+                    return broken(
+                        f"step {batch.step + 1}, row {row} (example {index}): {wrong}",
+                        cause="labels and texts are ordered apart, or the labels are mapped to other numbers",
+                    )
+    kinds = {repr(labels) for labels in declared.values()}
+    if len(kinds) == 1:
+        (example, *_) = record.examples
+        return vacuous(f"all examples have the label {example.label}: a mix-up would not show")
     return held(f"{count} rows")
+
+
+def by_argument(example: Example) -> dict[str, Any]:
+    """What is to be learnt of an example, by the model's arguments."""
+    return example.label if isinstance(example.label, dict) else {"labels": example.label}
+
+
+def _wrong_label(found: Any, declared: Any, left: bool) -> str | None:
+    if not isinstance(declared, list) or not isinstance(found, list):
+        return None if _equal(found, declared) else f"label {found}, declared {declared}"
+    if len(found) < len(declared):
+        return f"{len(found)} labels, declared {len(declared)}"
+    start = len(found) - len(declared) if left else 0
+    for place, label in enumerate(declared):
+        if IGNORED not in (label, found[start + place]) and not _equal(found[start + place], label):
+            return f"label {found[start + place]} at position {start + place}, declared {label}"
+    return None
+
+
+def _equal(found: Any, declared: Any) -> bool:
+    if isinstance(declared, float) and isinstance(found, float):
+        return math.isclose(found, declared, rel_tol=1e-6)
+    return bool(found == declared)
 
 
 @law()

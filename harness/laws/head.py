@@ -37,9 +37,10 @@ def head_is_new(
     """Exactly the head of the task is newly initialised; every backbone weight comes from the checkpoint.
 
     A wrong prefix in a checkpoint raises no error: the backbone stays random behind a warning, and the loss falls
-    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. Tensors
-    that the files hold under the model's names have the files' values, and between loading and the first step nothing
-    changes: all is compared bit for bit.
+    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. The head of a language
+    model comes with the checkpoint, or is tied to the embeddings; it may be new, but only as a whole. Tensors that the
+    files hold under the model's names have the files' values, and between loading and the first step nothing changes:
+    all is compared bit for bit.
     """
     checkpoint = record.checkpoint
     if checkpoint is None:
@@ -61,7 +62,9 @@ def head_is_new(
     new = {*checkpoint.missing, *checkpoint.mismatched}
     if parameters is None:
         expected = set(checkpoint.head)
-        if not expected:
+        if checkpoint.brings_head:
+            expected = expected if expected & new else set()
+        elif not expected:
             return invalid("the model has no parameter outside its backbone; list what is new under parameters")
     else:
         names = {parameter.name for parameter in record.parameters} | new
@@ -77,7 +80,9 @@ def head_is_new(
     if loaded := expected - new:
         return broken(
             f"{_names(loaded)} should be new, but came from the checkpoint",
-            cause="the checkpoint was already fine-tuned for such a task; if that is meant, list what is new under "
+            cause="the checkpoint holds only a part of the language model's head"
+            if checkpoint.brings_head
+            else "the checkpoint was already fine-tuned for such a task; if that is meant, list what is new under "
             "invariants: head_is_new: parameters",
         )
     as_stored = f"; {count(checkpoint.compared, 'tensor')} as stored" if checkpoint.compared else ""

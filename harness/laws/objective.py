@@ -37,20 +37,22 @@ def loss_is_the_declared_one(
 ) -> Verdict:
     """The loss, and its gradient by the logits, equal an independent formula.
 
-    Cross-entropy written out in fp64 over the logits that the forward pass gave, on the fp32 twin. The gradient is the
-    stronger form: it sees shift, scale, sign, ignore index and broadcasting at once, even where the values happen to
-    agree. Loss within 1e-5, gradient within 1e-4 (measured on right trainings: below 1e-7).
+    The task's loss (cross-entropy but for several classes at once and for numbers), written out in fp64 over the
+    logits that the forward pass gave, on the fp32 twin. The gradient is the stronger form: it sees shift, scale, sign,
+    ignore index and broadcasting at once, even where the values happen to agree. Loss within 1e-5, gradient within 1e-4
+    (measured on right trainings: below 1e-7).
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
         return steps
+    formula = record.probes["steps"].get("formula", "cross-entropy")
     for number, step in enumerate(steps, start=1):
         loss, reference, gradient = step["loss"], step["reference_loss"], _number(step["logits_gradient"])
         if not (abs(loss - reference) <= 1e-5 * max(1.0, abs(reference)) and gradient <= tolerance):
             return broken(
-                f"step {number} on the twin: loss {loss:.6g}, cross-entropy of the same logits {reference:.6g}; "
+                f"step {number} on the twin: loss {loss:.6g}, {formula} of the same logits {reference:.6g}; "
                 f"their gradients by the logits differ by {gradient:.3g}, allowed {tolerance:g}",
-                cause=_loss_cause(step),
+                cause=_loss_cause(step, formula),
             )
         if step["logits_are_probabilities"]:
             return broken(
@@ -60,7 +62,7 @@ def loss_is_the_declared_one(
     return held(f"{len(steps)} steps; gradients differ by at most {max(s['logits_gradient'] for s in steps):.1g}")
 
 
-def _loss_cause(step: Step) -> str:
+def _loss_cause(step: Step, formula: str) -> str:
     scale = _number(step["logits_gradient_scale"])
     if step["logits_are_probabilities"]:
         return "a softmax before the loss"
@@ -68,7 +70,7 @@ def _loss_cause(step: Step) -> str:
         return "the sign is wrong: the loss is maximised"
     if math.isfinite(scale) and abs(scale - 1) > 1e-3 and _number(step["logits_gradient"]) < 2 * abs(scale - 1):
         return f"the loss is scaled by {scale:.3g}"
-    return "another loss than cross-entropy over the declared labels: problem_type, label type, smoothing or weights"
+    return f"another loss than {formula} over the declared labels: problem_type, label type, smoothing or weights"
 
 
 @law(probes=("steps",))

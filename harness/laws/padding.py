@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.laws.data import IGNORED
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Batch, Example, Record
 
@@ -57,17 +58,49 @@ class Row:
         return self.other_side or (self.found == self.example.input_ids and not self.extra)
 
 
-def _rows(record: Record) -> Iterator[Row]:
-    """Every row of the kept batches, with its example."""
+def _unfolded(record: Record) -> tuple[Record, int]:
+    """The record with one text to a row, and how many rows an example has: one for each choice, where it has any."""
+    choices = max((len(example.choices) for example in record.examples), default=0)
+    if not choices:
+        return record, 1
+    examples = [
+        choice.model_copy(update={"index": example.index * choices + number})
+        for example in record.examples
+        for number, choice in enumerate(example.choices)
+    ]
+    batches = [
+        batch.model_copy(
+            update={
+                "examples": tuple(index * choices + number for index in batch.examples for number in range(choices)),
+                "tensors": {
+                    name: tuple(text for row in value for text in row) if _dimensions(value) == 3 else value
+                    for name, value in batch.tensors.items()
+                },
+            }
+        )
+        for batch in record.batches
+    ]
+    return record.model_copy(update={"examples": tuple(examples), "batches": tuple(batches)}), choices
+
+
+def _named(example: Example, choices: int) -> str:
+    if choices == 1:
+        return f"example {example.index}: {example.text!r}"
+    return f"example {example.index // choices}, choice {example.index % choices}: {example.text!r}"
+
+
+def _rows(record: Record, choices: int) -> Iterator[Row]:
+    """Every row of the kept batches, with its example; ids that a mask token hides are put back."""
     assert record.tokenizer is not None
     examples = {example.index: example for example in record.examples}
     for batch in record.batches:
         masks = batch.tensors.get("attention_mask") if _judge_shape(batch) is None else None
+        hidden = batch.tensors.get("labels") if record.masking is not None else None
         for number, (index, ids) in enumerate(zip(batch.examples, batch.tensors["input_ids"], strict=True)):
             yield Row(
-                place=f"step {batch.step + 1}, row {number} (example {index}: {examples[index].text!r})",
+                place=f"step {batch.step + 1}, row {number} ({_named(examples[index], choices)})",
                 example=examples[index],
-                ids=tuple(ids),
+                ids=tuple(ids) if hidden is None else _restored(ids, hidden[number]),
                 mask=None if masks is None else tuple(masks[number]),
                 pad=record.tokenizer.pad_token_id,
                 left=record.tokenizer.padding_side == "left",
@@ -77,6 +110,13 @@ def _rows(record: Record) -> Iterator[Row]:
                     if name in batch.tensors and _dimensions(batch.tensors[name]) == 2
                 },
             )
+
+
+def _restored(ids: Any, labels: Any) -> tuple[int, ...]:
+    """The ids of a masked language model's row before any was hidden: its labels say which."""
+    if not isinstance(labels, list | tuple) or len(labels) != len(ids):
+        return tuple(ids)
+    return tuple(token if label == IGNORED else label for token, label in zip(ids, labels, strict=True))
 
 
 def _missing(record: Record) -> str | None:
@@ -111,6 +151,7 @@ def padding_mask_correct(record: Record) -> Verdict:
     What is real comes from the tokenizer's encoding of each sequence alone, never from ``ids != pad_id``: a pad
     token may also occur as a text token. Exact. Rows that do not hold their text are left to tokens_match_tokenizer.
     """
+    record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
         return invalid(missing)
     if (count := _wrong_count(record)) is not None:
@@ -118,7 +159,7 @@ def padding_mask_correct(record: Record) -> Verdict:
     for batch in record.batches:
         if (verdict := _judge_shape(batch)) is not None:
             return verdict
-    rows = tuple(_rows(record))
+    rows = tuple(_rows(record, choices))
     whole = [row for row in rows if row.holds_its_text]
     if not whole:
         return not_applicable("no row holds its text: see tokens_match_tokenizer")
@@ -213,11 +254,12 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
     tokenizer gives, such as token_type_ids. Exact. On which side the padding is, and
     what it consists of, is left to padding_mask_correct.
     """
+    record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
         return invalid(missing)
     if (count := _wrong_count(record)) is not None:
         return broken(count, cause="the collator drops or repeats rows")
-    rows = tuple(_rows(record))
+    rows = tuple(_rows(record, choices))
     wrong = next((row for row in rows if not row.holds_its_text), None)
     if wrong is not None:
         return _wrong_tokens(wrong)

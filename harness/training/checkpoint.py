@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 
 from harness import experiment, record
 from harness.errors import CheckpointError
 from harness.training import repository, stored, tiny, tokenizer
 from harness.training.repository import first_line
 from harness.training.rows import Rows, open_rows
+from harness.training.tasks import Task, task_of
 
 Model = Any
 Stored = experiment.HubCheckpoint | experiment.FolderCheckpoint | experiment.PackageCheckpoint
@@ -54,6 +55,10 @@ class Loaded:
     """Tensors that the files hold under the model's own names."""
     differing: tuple[str, ...] = ()
     """Those of them that were loaded with other values than the files hold."""
+    brings_head: bool = False
+    """The task's head is expected to come with the checkpoint."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why the pad token or the padding side is another than the tokenizer came with."""
 
 
 @dataclass
@@ -104,11 +109,12 @@ def load(settings: experiment.Settings) -> Loaded:
     if not any(folder.glob("*.safetensors*")):
         raise CheckpointError(f"{source}: no weights as safetensors: other formats can run code and are not loaded")
     words = _words(source, folder) if settings.tokenizer is None else _named_words(settings.tokenizer)
+    task = task_of(settings)
     set_seed(settings.train.seed)
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = task.auto.from_pretrained(
             folder,
-            **_classes(rows),
+            **_configuration(task, rows),
             dtype=torch.float32,  # else weights keep the file's dtype, and AdamW turns fp16 ones into NaN
             use_safetensors=True,
             trust_remote_code=False,
@@ -117,7 +123,7 @@ def load(settings: experiment.Settings) -> Loaded:
         )
     except _UNUSABLE as error:
         raise CheckpointError(f"{source}: cannot be loaded: {first_line(error)}") from error
-    _give_pad_token(model, words)
+    reasons = _fit_padding(model, words, task)
     compared, differing = stored.compare(folder, model)
     return Loaded(
         compared=compared,
@@ -131,29 +137,47 @@ def load(settings: experiment.Settings) -> Loaded:
         missing=tuple(sorted(report["missing_keys"])),
         unused=tuple(sorted(report["unexpected_keys"])),
         mismatched=tuple(sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])),
+        brings_head=task.brings_head,
+        reasons=reasons,
     )
 
 
-def _classes(rows: Rows) -> dict[str, Any]:
-    """What a config says of the classes: their number, and their names where they have any."""
+def _configuration(task: Task, rows: Rows) -> dict[str, Any]:
+    """What the config has to say of the head: what the task asks for, and the classes as the rows have them."""
+    said = {name: value for name, value in task.configuration().items() if value is not None}
     names = rows.labels.names
-    said: dict[str, Any] = {} if rows.labels.count is None else {"num_labels": rows.labels.count}
+    if rows.labels.count is not None:
+        said["num_labels"] = rows.labels.count
     if names is not None:
         said |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return said
 
 
 def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings, rows: Rows) -> Loaded:
-    words = tokenizer.train(rows.texts(TEXTS)) if settings.tokenizer is None else _named_words(settings.tokenizer)
+    task = task_of(settings)
+    if settings.tokenizer is None:
+        words = tokenizer.train(task.texts(rows.first(TEXTS)))
+        words.chat_template = task.chat_template
+    else:
+        words = _named_words(settings.tokenizer)
     config = tiny.configure(source.architecture, size=source.size, vocab_size=len(words), overrides=dict(source.config))
     tokenizer.adopt(config, words)
-    for name, value in _classes(rows).items():
+    for name, value in _configuration(task, rows).items():
         setattr(config, name, value)
     set_seed(settings.train.seed)
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = task.auto.from_config(config)
     if settings.tokenizer is None:
         words.model_input_names = list(tokenizer.input_names(type(model), config))
-    return Loaded(model.float(), words, rows, source=str(source), revision=None, pretrained=False)
+    return Loaded(
+        model.float(),
+        words,
+        rows,
+        source=str(source),
+        revision=None,
+        pretrained=False,
+        brings_head=task.brings_head,
+        reasons=_fit_padding(model, words, task),
+    )
 
 
 def _named_words(text: str) -> Tokenizer:
@@ -186,7 +210,15 @@ def _folder(source: Stored) -> tuple[Path, str | None]:
 
 
 def head_names(model: Model) -> tuple[str, ...]:
-    """Parameters outside the backbone, by the model's own ``base_model_prefix``."""
+    """Parameters outside the backbone, by the model's own ``base_model_prefix``.
+
+    Where the backbone is no module of its own, as in T5, the head is what computes the outputs.
+    """
+    if not hasattr(model, model.base_model_prefix):
+        head = model.get_output_embeddings()
+        own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+        own -= {id(parameter) for parameter in model.get_input_embeddings().parameters()}  # tied
+        return tuple(name for name, parameter in model.named_parameters() if id(parameter) in own)
     inside = f"{model.base_model_prefix}."
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(inside))
 
@@ -216,6 +248,7 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
         compared=loaded.compared,
         differing=loaded.differing,
         altered=tuple(altered),
+        brings_head=loaded.brings_head,
     )
 
 
@@ -229,9 +262,19 @@ def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return hash.hexdigest()
 
 
-def _give_pad_token(model: Model, words: Tokenizer) -> None:
-    """Decoder-only checkpoints come without a pad token: the end token serves, masked where it pads."""
+def _fit_padding(model: Model, words: Tokenizer, task: Task) -> dict[str, str]:
+    """Give the tokenizer a pad token and the task's padding side, and say why where that changes it.
+
+    Decoder-only checkpoints come without a pad token: the end token serves, masked where it pads.
+    """
+    reasons = {}
     if words.pad_token_id is None:
+        role = "end" if words.eos_token is not None else "unknown"
         words.pad_token = words.eos_token or words.unk_token
+        reasons["pad_token"] = f"the tokenizer has none: its {role} token {words.pad_token!r} serves, masked"
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = words.pad_token_id
+    if task.padding_side is not None and words.padding_side != task.padding_side[0]:
+        reasons["padding_side"] = f"{task.padding_side[0]}, not {words.padding_side}: {task.padding_side[1]}"
+        words.padding_side = task.padding_side[0]
+    return reasons

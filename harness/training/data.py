@@ -21,14 +21,13 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from harness import experiment
 from harness.errors import CheckpointError, DataError, shown
 from harness.training.rows import WHOLE, Row, Rows, Table
+from harness.training.tasks import Collator, Features, Task
 
-Features = dict[str, Any]
-Collator = Callable[[list[Features]], Any]
 Encode = Callable[[Sequence[Row]], list[Features]]
 
-NOTED = ("index", "place", "row", "cut")
-"""What an example carries beside what the model gets: its index, the place of its row in the source, the row, and how
-many tokens were cut off."""
+NOTED = ("index", "place", "row", "cut", "lost")
+"""What an example carries beside what the model gets: its index, the place of its row in the source, the row, how many
+tokens were cut off, and whether something that was to be learnt is lost with them."""
 AHEAD = 64
 """Examples that are encoded at once."""
 CHUNKS = 4
@@ -41,10 +40,11 @@ SAMPLE = 256
 
 @dataclass(frozen=True)
 class Encoder:
-    """Rows of texts or pairs of them, as features without padding.
+    """Rows of a task, as features without padding.
 
     Args:
-        tokenizer: called as a tokenizer is, on a list of texts.
+        task: whose rows they are.
+        tokenizer: called as a tokenizer is.
         max_length: longest encoding in tokens; longer text is cut.
         special: ids that stand for no text.
         positions: tokens that the model has positions for; none where it takes any number.
@@ -53,6 +53,7 @@ class Encoder:
         CheckpointError: when called: the tokenizer cannot cut a text to that length.
     """
 
+    task: Task
     tokenizer: Any
     max_length: int
     special: frozenset[int] = frozenset()
@@ -60,31 +61,27 @@ class Encoder:
 
     def __call__(self, rows: Sequence[Row]) -> list[Features]:
         """The features of each row, with its label."""
-        encoded = self.tokenizer(
-            [row["text"] for row in rows], **_pairs(rows), truncation=True, max_length=self.max_length
-        )
-        longest = max((len(ids) for ids in encoded["input_ids"]), default=0)
+        found = self.task.encode(rows, self.tokenizer, self.max_length)
+        longest = max((len(ids) for features in found for ids in tokens_of(features)), default=0)
         if longest > self.max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
             raise CheckpointError(
                 f"max_length {self.max_length}: the tokenizer leaves {longest} tokens, {self._room()}"
             )
-        found = [
-            {**{name: column[place] for name, column in encoded.items()}, "label": row["label"]}
-            for place, row in enumerate(rows)
-        ]
         for row, features in zip(rows, found, strict=True):
             features["cut"] = self._cut(row, features)
+            features["lost"] = self.task.loses(row, features, self.tokenizer)
         return found
 
     def says_nothing(self, features: Features) -> bool:
-        """Whether the text is no token at all."""
-        return all(token in self.special for token in features["input_ids"])
+        """Whether a text is no token at all."""
+        return any(all(token in self.special for token in ids) for ids in tokens_of(features))
 
     def _cut(self, row: Row, features: Features) -> int:
-        """Tokens of the row that its encoding lacks."""
-        if len(features["input_ids"]) < self.max_length:
+        """Tokens of a text, or of a pair, that its encoding lacks; 0 for other rows."""
+        if "text" not in row or tokens_in(features) < self.max_length:
             return 0
-        whole = self.tokenizer([row["text"]], **_pairs([row]), verbose=False)["input_ids"][0]
+        both = [[row[role]] for role in ("text", "text_pair") if row.get(role) is not None]
+        whole = self.tokenizer(*both, verbose=False)["input_ids"][0]
         return max(0, len(whole) - self.max_length)
 
     def _room(self) -> str:
@@ -92,14 +89,21 @@ class Encoder:
         return f"for it adds {special()} special ones" if special else "more than it was asked for"
 
 
-def encoder(tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
+def encoder(task: Task, tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
     """What encodes for the task; the unknown token is a word that the tokenizer does not know, so it says something."""
     special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Encoder(tokenizer, max_length, special, positions)
+    return Encoder(task, tokenizer, max_length, special, positions)
 
 
-def _pairs(rows: Sequence[Row]) -> dict[str, list[str]]:
-    return {"text_pair": [row["text_pair"] for row in rows]} if rows and "text_pair" in rows[0] else {}
+def tokens_of(features: Features) -> list[list[int]]:
+    """The ids of each text of an example: one, or one for each choice."""
+    ids = features["input_ids"]
+    return ids if ids and isinstance(ids[0], list) else [ids]
+
+
+def tokens_in(features: Features) -> int:
+    """Tokens of an example, of all its texts."""
+    return sum(map(len, tokens_of(features)))
 
 
 class Examples(Dataset[Features]):
@@ -122,7 +126,9 @@ class Examples(Dataset[Features]):
         self.encode = encode
         self.rows = rows if len(found) == len(rows) else replace(rows, order=[each["place"] for each in found])
         self._features = [{**features, "index": index} for index, features in enumerate(found)]
-        self.lengths = tuple(len(features["input_ids"]) for features in self._features)
+        self.lengths = tuple(map(tokens_in, self._features))
+        self.lost = tuple(features["index"] for features in self._features if features.get("lost"))
+        """Indices of the examples that have lost something to be learnt, as in what is cut off."""
 
     def __len__(self) -> int:
         return len(self._features)
@@ -160,7 +166,8 @@ class Ahead(IterableDataset[Features]):
         self._first = first
         if not first:
             raise DataError(f"{rows.name}: no row is left: all of them were dropped")
-        self.lengths = tuple(len(features["input_ids"]) for features in first)
+        self.lengths = tuple(map(tokens_in, first))
+        self.lost = tuple(features["index"] for features in first if features.get("lost"))
 
     def __getitem__(self, index: int) -> Features:
         """One of the first; where rows were dropped among them, `index` counts those that are left."""
@@ -192,7 +199,7 @@ class Ahead(IterableDataset[Features]):
         while lot := list(islice(rows, size)):
             found = self._encoded(lot)
             if grouped:
-                lengths = [len(features["input_ids"]) for features in found]
+                lengths = list(map(tokens_in, found))
                 found = [found[place] for place in by_length(lengths, self.train.batch_size, generator)]
             made += len(found)
             yield found
@@ -239,14 +246,16 @@ def _noted(rows: Rows, lot: Iterable[tuple[int, int, Row]], encode: Encode) -> l
     wrong: list[tuple[int, str]] = []
     for (index, place, row), features in zip(lot, encode([row for _, _, row in lot]), strict=True):
         if isinstance(encode, Encoder) and encode.says_nothing(features):
-            reason = f"the tokenizer makes no token of the text {shown(row['text'])}"
+            text = next(experiment.texts(row))
+            reason = f"the tokenizer makes no token of the text {shown(text)}"
             if rows.drops:
                 rows.dropped.add(place, row, reason)
             else:
                 wrong.append((place, reason))
             continue
-        if isinstance(encode, Encoder) and len(features["input_ids"]) > (encode.positions or math.inf):
-            tokens = f"{len(features['input_ids'])} tokens, and the model has positions for {encode.positions}"
+        longest = max(map(len, tokens_of(features)))
+        if isinstance(encode, Encoder) and longest > (encode.positions or math.inf):
+            tokens = f"{longest} tokens, and the model has positions for {encode.positions}"
             wrong.append((place, f"{tokens}; see train.max_length"))
             continue
         found.append({**features, "index": index, "place": place, "row": row})
@@ -410,7 +419,7 @@ class Drawn:
             self.queue.append(
                 Drawing(
                     tuple(row["index"] for row in features),
-                    tuple(len(row["input_ids"]) for row in features),
+                    tuple(map(tokens_in, features)),
                     tuple(features),
                 )
             )

@@ -40,10 +40,10 @@ def custom(work: Workload, watch: Watching) -> None:
 
 
 def trainer(work: Workload, watch: Watching) -> None:
-    """`transformers.Trainer`, with its own data loader, collator, autocast and stepping.
+    """`transformers.Trainer`, with its own data loader, autocast and stepping.
 
     What differs from its defaults is what the experiment declares: the optimizer and schedule go in through
-    ``optimizers``, the order of examples through the sampler; gradients are not clipped.
+    ``optimizers``, the order of examples through the sampler, the task's collator; gradients are not clipped.
     """
     from harness.training.trainer import WatchedTrainer, arguments  # a second of imports: only who uses it waits
 
@@ -55,8 +55,8 @@ def trainer(work: Workload, watch: Watching) -> None:
             model=work.model,
             args=arguments(work, folder),
             train_dataset=work.examples,
+            data_collator=work.collator(),
             processing_class=work.tokenizer,
-            data_collator=work.collator() if work.padding else None,  # else it makes one of its own
             optimizers=(optimizer, work.schedule(optimizer)),
         )
         set_seed(work.train.seed)

@@ -78,7 +78,7 @@ class Dropped:
             return
         self._places.add(place)
         if len(self.first) < SHOWN:
-            self.first.append((place, str(row.get("text") or "")[:60], reason))
+            self.first.append((place, next(experiment.texts(row), "")[:60], reason))
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Source:
     name: str
     """For messages: a dataset, a file, or the key of the experiment."""
     labels: Labels
+    task: str = "sequence-classification"
     drops: bool = False
     """Whether rows that cannot be used are left out."""
     revision: str | None = None
@@ -99,6 +100,10 @@ class Source:
         Raises:
             ValueError: it holds nothing to train on; says why.
         """
+        if self.task != "sequence-classification":
+            if (wrong := experiment.unlike(self.task, row)) is not None:
+                raise ValueError(wrong)
+            return row
         for role in ("text", "text_pair"):
             if role in row and not (isinstance(row[role], str) and row[role].strip()):
                 raise ValueError(f"{role} is {_described(row[role])}, expected text")
@@ -153,9 +158,9 @@ class Table(Source):
         columns = self.rows[list(places)]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def texts(self, most: int) -> list[str]:
-        """The texts of the first rows, for a tokenizer that is trained on them."""
-        return [text for row in self.get(range(min(most, len(self)))) for text in _texts(row)]
+    def first(self, most: int) -> list[Row]:
+        """The first rows, checked: as many, or all of them."""
+        return self.get(range(min(most, len(self))))
 
 
 @dataclass(frozen=True)
@@ -198,9 +203,9 @@ class Stream(Source):
                 raise _no_column(self.name, missing, sorted(values))
             yield place, {role: values[column] for role, column in self.columns.items()}
 
-    def texts(self, most: int) -> list[str]:
-        """The texts of the first rows, for a tokenizer that is trained on them."""
-        return [text for _, row in islice(self, most) for text in _texts(row)]
+    def first(self, most: int) -> list[Row]:
+        """The first rows, checked: as many, or all of them."""
+        return [row for _, row in islice(self, most)]
 
 
 Rows = Table | Stream
@@ -213,14 +218,21 @@ def open_rows(data: experiment.Data, task: str) -> Rows:
         Unavailable: the Hub cannot be reached and nothing is cached.
         DataError: the rows cannot be had or used; says which and why.
     """
-    if data.sequences is not None:
-        rows = [{"text": text, "label": label} for text, label in zip(data.sequences, data.labels or (), strict=True)]
+    if data.given:
         names = tuple(data.label_names) if data.label_names else None
-        return Table("data.sequences", Labels(data.resolved_num_labels, names), rows=rows)
+        classes = data.resolved_num_labels if _has_classes(data, task) else None
+        key = "data.rows" if data.sequences is None else "data.sequences"
+        return Table(key, Labels(classes, names), task, rows=[dict(row) for row in data.given])
     with _quiet():
         if data.streaming:
             return _stream(data, task)
         return _table(data, task)
+
+
+def _has_classes(data: experiment.Data, task: str) -> bool:
+    """Whether the label of a row is one of some classes."""
+    labels = (row.get("label", 0) for row in data.given[:1])
+    return task == "sequence-classification" and experiment.problem_of(labels, data.problem_type).startswith("single")
 
 
 def _table(data: experiment.Data, task: str) -> Table:
@@ -229,13 +241,13 @@ def _table(data: experiment.Data, task: str) -> Table:
     rows = found.rows.select_columns(sorted(set(roles.values())))
     if not len(rows):
         raise DataError(f"{found.name}: split {data.split} has no rows")
-    _require_types(found.name, rows.features, roles)
+    _require_types(found.name, rows.features, roles, data, task)
     taken = _order(len(rows), data)
-    label = roles.get("label")
     rows = _renamed(rows, roles)
     table = Table(
         name=found.name,
-        labels=_labels(data, found.name, rows, taken) if label else Labels(None),
+        labels=_labels(data, found.name, rows, taken) if _has_classes(data, task) else _no_classes(data),
+        task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
         rows=rows,
@@ -259,10 +271,13 @@ def _stream(data: experiment.Data, task: str) -> Stream:
     roles = _roles(data, task, found.columns or tuple(first), found.name)
     features = getattr(found.rows, "features", None)
     if features is not None:
-        _require_types(found.name, features, roles)
+        _require_types(found.name, features, roles, data, task)
     return Stream(
         name=found.name,
-        labels=_declared_labels(data, found.name, (features or {}).get(roles.get("label", ""))),
+        labels=_declared_labels(data, found.name, (features or {}).get(roles["label"]))
+        if _has_classes(data, task)
+        else _no_classes(data),
+        task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
         rows=found.rows,
@@ -274,9 +289,10 @@ def _stream(data: experiment.Data, task: str) -> Stream:
 
 def _roles(data: experiment.Data, task: str, columns: Sequence[str], name: str) -> dict[str, str]:
     """The column of each role: as declared, else the one that has the role's name."""
-    required, optional = experiment.ROLES.get(task, ((), ()))
-    said = {role: data.columns.get(role, role) for role in required}
-    said |= {role: role for role in optional if role in columns} | data.columns
+    needed = experiment.required(task, {*columns, *data.columns})
+    optional = [role for role in experiment.roles(task) if role in columns] if "text" in needed else []
+    said = {role: data.columns.get(role, role) for role in needed}
+    said |= {role: role for role in optional if role not in data.columns} | data.columns
     missing = [column for column in said.values() if column not in columns]
     if missing:
         raise _no_column(name, missing, columns)
@@ -301,14 +317,14 @@ def _renamed(rows: Any, roles: dict[str, str]) -> Any:
     return rows.rename_columns({column: role for role, column in roles.items() if column != role})
 
 
-def _require_types(name: str, features: Any, roles: dict[str, str]) -> None:
-    """Texts are text, and labels are names or whole numbers."""
+def _require_types(name: str, features: Any, roles: dict[str, str], data: experiment.Data, task: str) -> None:
+    """Texts are text, and classes are names or whole numbers."""
     for role in ("text", "text_pair"):
         kind = _kind(features.get(roles.get(role, "")))
         if kind and kind not in ("string", "large_string", "null"):
             raise DataError(f"{name}: column {roles[role]!r} holds {kind}, expected text for the role {role}")
     kind = _kind(features.get(roles.get("label", "")))
-    if kind.startswith(("float", "double", "decimal")):
+    if _has_classes(data, task) and kind.startswith(("float", "double", "decimal")):
         raise DataError(
             f"{name}: column {roles['label']!r} holds {kind}, expected classes as names or whole numbers "
             "(a column of numbers with an empty cell is read as floats)"
@@ -330,6 +346,10 @@ def _order(size: int, data: experiment.Data) -> Sequence[int] | None:
         places = torch.randperm(size, generator=torch.Generator().manual_seed(data.shuffle_seed))
         return places[: data.limit].numpy()
     return None if data.limit is None or data.limit >= size else range(data.limit)
+
+
+def _no_classes(data: experiment.Data) -> Labels:
+    return Labels(None, tuple(data.label_names) if data.label_names else None)
 
 
 def _declared_labels(data: experiment.Data, name: str, feature: Any) -> Labels:
@@ -404,10 +424,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if not hidden:
             library.enable_progress_bars()
-
-
-def _texts(row: Row) -> list[str]:
-    return [row[role] for role in ("text", "text_pair") if isinstance(row.get(role), str)]
 
 
 def _described(value: Any) -> str:

@@ -17,13 +17,14 @@ from transformers.utils import logging
 
 from harness.errors import Unavailable
 from harness.plan import Case
-from harness.record import Example, Outcome, Record, Tokenizer
-from harness.training import checkpoint, data, devices, environment, workload
+from harness.record import Example, Masking, Outcome, Record, Tokenizer
+from harness.training import checkpoint, devices, environment, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
 from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
+from harness.training.tasks import Features
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
@@ -79,6 +80,7 @@ def _stages(
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
     evidence["tokenizer"] = _tokenizer(loaded, work)
+    evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     survey = Survey(loaded, work)
     evidence["data"] = survey.found()
     watch = _watch(loaded, work, survey, progress)
@@ -173,16 +175,29 @@ def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
         pad_token_id=words.pad_token_id,
         padding_side=words.padding_side,
         max_length=work.max_length,
+        reasons=dict(loaded.reasons),
     )
+
+
+def _masking(loaded: checkpoint.Loaded, work: Workload) -> Masking | None:
+    share = work.task.masked
+    return None if share is None else Masking(probability=share, token=loaded.tokenizer.mask_token_id)
 
 
 def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
     """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
     reached the model.
     """
-    encode = data.encoder(loaded.tokenizer, work.max_length)
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
-    return tuple(_example(index, _row(work.examples.rows, index, watch), encode) for index in indices)
+    rows = {index: _row(work.examples.rows, index, watch) for index in indices}
+    return tuple(
+        _example(
+            index,
+            " | ".join(work.task.texts([row])),
+            work.task.expected(row, loaded.tokenizer, work.max_length),
+        )
+        for index, row in rows.items()
+    )
 
 
 def _row(rows: Rows, index: int, watch: Watch) -> Row:
@@ -190,14 +205,16 @@ def _row(rows: Rows, index: int, watch: Watch) -> Row:
     return rows.get([index])[0] if isinstance(rows, Table) else watch.rows[index]
 
 
-def _example(index: int, row: Row, encode: data.Encode) -> Example:
-    (encoded,) = encode([row])
+def _example(index: int, text: str, encoded: Features) -> Example:
+    labels = {name: encoded.pop(name) for name in ("labels", "start_positions", "end_positions") if name in encoded}
+    choices = [_example(index, text, {**choice, "labels": 0}) for choice in encoded.pop("choices", ())]
     return Example(
         index=index,
-        text=row["text"][:60],
-        input_ids=encoded.pop("input_ids"),
+        text=text[:60],
+        input_ids=encoded.pop("input_ids", ()),
         columns={name: values for name, values in encoded.items() if _is_column(name, values)},
-        label=row["label"],
+        label=labels.get("labels", labels),
+        choices=tuple(choices),
     )
 
 

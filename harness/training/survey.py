@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import record
+from harness import experiment, record
 from harness.training.checkpoint import Loaded
-from harness.training.data import Examples, Features
+from harness.training.data import Examples, tokens_of
 from harness.training.rows import SHOWN, Row, Table
+from harness.training.tasks import Features
 from harness.training.workload import Workload
 
 Noted = tuple[int, record.Row]
@@ -29,7 +30,7 @@ class Survey:
         self._rows, self._work = loaded.rows, work
         self._unknown = loaded.tokenizer.unk_token_id
         self._special = frozenset(loaded.tokenizer.all_special_ids) - {self._unknown}
-        self._classes = int(loaded.model.config.num_labels)
+        self._classes = loaded.rows.labels.count or 0
         self._known = self._unknown is not None and "unk_token" in loaded.tokenizer.special_tokens_map
         self._seen: set[int] = set()
         self._labels: Counter[int] = Counter()
@@ -86,8 +87,8 @@ class Survey:
         return examples.ended
 
     def _look(self, features: Features, row: Row) -> None:
-        label, ids = features.get("label"), features["input_ids"]
-        if isinstance(label, int):
+        label, ids = features.get("label"), [token for text in tokens_of(features) for token in text]
+        if isinstance(label, int) and self._classes:
             self._labels[label] += 1
             if not 0 <= label < self._classes and len(self._outside) < SHOWN:
                 self._outside.append(_note(features, row, f"label {label}"))
@@ -102,9 +103,9 @@ class Survey:
 
     def _compare(self, features: Features, row: Row, label: int) -> None:
         """Look for the same text with another label, case and spaces apart."""
-        texts = [" ".join(str(row.get(role, "")).casefold().split()) for role in ("text", "text_pair")]
+        texts = [" ".join(text.casefold().split()) for text in experiment.texts(row)]
         key = hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
-        other, place, text = self._texts.setdefault(key, (label, features["place"], row["text"][:60]))
+        other, place, text = self._texts.setdefault(key, (label, features["place"], next(experiment.texts(row))[:60]))
         if key in self._conflicting:
             self._conflicting[key] += 1
         elif other != label:
@@ -117,7 +118,9 @@ class Survey:
 
 
 def _note(features: Features, row: Row, note: str) -> record.Row:
-    return record.Row(row=features.get("place", features["index"]), text=str(row.get("text") or "")[:60], note=note)
+    return record.Row(
+        row=features.get("place", features["index"]), text=next(experiment.texts(row), "")[:60], note=note
+    )
 
 
 def _keep(notes: list[Noted], much: int, row: record.Row) -> None:

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, get_constant_schedule_with_warmup
+from transformers import get_constant_schedule_with_warmup
 
 from harness import experiment
+from harness.errors import CheckpointError
 from harness.training import data
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
+from harness.training.tasks import Collator, Task, task_of
 
 
 class Watching(Protocol):
@@ -35,6 +37,7 @@ class Workload:
 
     model: Any
     """On the device, in fp32, untouched by any step."""
+    task: Task
     tokenizer: Any
     examples: data.Examples | data.Ahead
     max_length: int
@@ -82,9 +85,14 @@ class Workload:
             said["pad_to_multiple_of"] = self.train.pad_to_multiple_of
         return said
 
-    def collator(self) -> data.Collator:
-        """Pads as declared; the Trainer makes one of the same class."""
-        return DataCollatorWithPadding(self.tokenizer, **self.padding)
+    def collator(self) -> Collator:
+        """Pads as declared: a new one each time, in the state in which a training begins."""
+        return _padding(self.task.collator(self.tokenizer, self.model), self.padding)
+
+    def plain_collator(self) -> Collator:
+        """The same without anything random; it may leave out the labels."""
+        plain = self.task.plain_collator(self.tokenizer, self.model)
+        return self.collator() if plain is None else _padding(plain, self.padding)
 
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded as declared, epoch after epoch, until every step has one."""
@@ -108,12 +116,23 @@ class Workload:
         return nullcontext()
 
 
+def _padding(collator: Collator, said: dict[str, Any]) -> Collator:
+    """The collator, told how to pad."""
+    for name, value in said.items():
+        if not hasattr(collator, name):
+            raise CheckpointError(f"train.{name}: {type(collator).__name__}, which collates for the task, cannot")
+        setattr(collator, name, value)
+    return collator
+
+
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
-    encode = data.encoder(loaded.tokenizer, max_length, data.positions(loaded.model))
+    task = task_of(settings)
+    encode = data.encoder(task, loaded.tokenizer, max_length, data.positions(loaded.model))
     return Workload(
         model=copy.deepcopy(loaded.model).to(device.torch),
+        task=task,
         tokenizer=loaded.tokenizer,
         examples=data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer),
         max_length=max_length,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from harness.training import data, workload
 from harness.training.fault import NO_REPORT, Patch, fault
 from harness.training.faults.seam import altered, training_arguments
+from harness.training.tasks import Features
 from harness.training.workload import Workload
 
 
@@ -100,7 +101,7 @@ def trainer_doubles_the_batch(work: Workload, patch: Patch) -> Workload:
 def loader_halves_the_batch(work: Workload, patch: Patch) -> Workload:
     """Batches are half the declared size, as where it is divided by a number of processes."""
 
-    def halved(dataset: data.Examples, *, batch_size: int, **options: object) -> DataLoader[data.Features]:
+    def halved(dataset: data.Examples, *, batch_size: int, **options: object) -> DataLoader[Features]:
         return DataLoader(dataset, batch_size=max(1, batch_size // 2), **options)
 
     patch.set(workload, "DataLoader", halved)

@@ -8,10 +8,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from transformers import DataCollatorWithPadding, TrainerCallback
+from transformers import TrainerCallback
 
 from harness.training import data, trainer
 from harness.training.fault import Patch
+from harness.training.tasks import Collator
 from harness.training.workload import Workload
 
 Row = dict[str, Any]
@@ -33,15 +34,20 @@ def stepping(work: Workload, change: Callable[[torch.optim.Optimizer], Any]) -> 
     return altered(work, optimizer=optimizer)
 
 
-def on_batch(patch: Patch, change: Callable[[Any, DataCollatorWithPadding], Any]) -> None:
+def on_batch(patch: Patch, change: Callable[[Any, Any], Any]) -> None:
     """Let the collator of both loops hand on what `change(batch, collator)` makes of each batch."""
-    collate = DataCollatorWithPadding.__call__
+    make = Workload.collator
 
-    def changed(self: DataCollatorWithPadding, features: list[Row]) -> Any:
-        batch = collate(self, features)
-        return change(batch, self) or batch
+    def collator(self: Workload) -> Collator:
+        right = make(self)
 
-    patch.set(DataCollatorWithPadding, "__call__", changed)
+        def collate(features: list[Row]) -> Any:
+            batch = right(features)
+            return change(batch, right) or batch
+
+        return collate
+
+    patch.set(Workload, "collator", collator)
 
 
 def on_forward(patch: Patch, module: Any, change: Callable[..., Any]) -> None:
@@ -102,7 +108,8 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
 
     class Changed(data.Examples):
         def __init__(self, right: Any) -> None:
-            self._right, self.lengths, self.rows, self.encode = right, right.lengths, right.rows, right.encode
+            self._right, self.lengths, self.lost = right, right.lengths, right.lost
+            self.rows, self.encode = right.rows, right.encode
 
         def __len__(self) -> int:
             return len(self._right)
@@ -115,7 +122,7 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
 
 def encoded(work: Workload, tokenizer: Callable[..., Any], max_length: int | None = None) -> Workload:
     """The same workload with its texts encoded by that function, and padded as before."""
-    encode = replace(data.encoder(work.tokenizer, max_length or work.max_length), tokenizer=tokenizer)
+    encode = replace(data.encoder(work.task, work.tokenizer, max_length or work.max_length), tokenizer=tokenizer)
     buffer = work.settings.data.shuffle_buffer
     return replace(work, examples=data.examples(work.examples.rows, encode, work.train, buffer))
 

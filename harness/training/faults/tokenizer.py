@@ -32,7 +32,8 @@ def pad_token_is_the_end_token(work: Workload, patch: Patch) -> Workload:
 @fault(NO_REPORT)
 def tokenizer_of_another_checkpoint(work: Workload, patch: Patch) -> Workload:
     """Texts are encoded by a tokenizer with another vocabulary, whose ids happen to fit."""
-    other = tiny.train([" ".join(text.split()[::-1])[::-1] for text in work.examples.rows.texts(1000)], vocab_size=40)
+    texts = work.task.texts(work.examples.rows.first(1000))
+    other = tiny.train([" ".join(text.split()[::-1])[::-1] for text in texts], vocab_size=40)
     rows = work.model.get_input_embeddings().num_embeddings
 
     def encode(texts: list[str], **options: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
-from harness.training.probes.padding import chosen, features
+from harness.training.probes.result import chosen, features, inputs, logits, rows_of_tokens, texts
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -22,23 +22,29 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """
     model = twin(work.model)
     indices = chosen(work.examples.lengths)
-    batch = work.collator()([features(work, index) for index in indices])
-    lengths = [work.examples.lengths[index] for index in indices]
-    real = _real(lengths, batch["input_ids"].shape[1], work.tokenizer.padding_side)
-    tables, logits = _forward(model, batch)
+    rows = [features(work, index) for index in indices]
+    batch, whole = work.plain_collator()(rows), texts(work, indices, rows)
+    width = batch["input_ids"].shape[-1]
+    tables, results = _forward(model, work, batch)
     found: dict[str, Any] = {"own": [], "others": 0.0, "padding": 0.0, "dead": []}
-    for row in range(len(indices)):
+    for row in range(len(whole.lengths)):
         gradients = torch.autograd.grad(
-            logits[row].square().sum(), [table.embedded for table in tables], retain_graph=True, allow_unused=True
+            results[row, whole.read(row, results.shape[1])].square().sum(),
+            [table.embedded for table in tables],
+            retain_graph=True,
+            allow_unused=True,
         )
         sizes = [_size(table, gradient) for table, gradient in zip(tables, gradients, strict=True)]
         found["others"] = max([found["others"], *(_most(size, row) for size in sizes)])
         # Where ids are shifted on the way in, as decoders of encoder-decoders do, columns are no places of the text.
         mine = sum(size[row] for size, table in zip(sizes, tables, strict=True) if table.unshifted)
-        found["padding"] = max([found["padding"], *map(float, mine[~real[row]])])
+        real = torch.zeros(width, dtype=torch.bool)
+        real[whole.real(row, width)] = True
+        found["padding"] = max([found["padding"], *map(float, mine[~real])])
         found["own"].append(float(mine.max()))
-        found["dead"].append([int(place) for place in torch.nonzero((mine == 0) & real[row]).flatten()])
-    return {"examples": indices, "lengths": lengths, **found}
+        dead = torch.nonzero((mine == 0) & real).flatten()
+        found["dead"].append([int(place) - whole.real(row, width).start for place in dead])
+    return {"examples": list(whole.examples), "lengths": list(whole.lengths), **found}
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,9 @@ class _Table:
     """It was given the batch's own ids."""
 
 
-def _forward(model: Any, batch: Any) -> tuple[list[_Table], torch.Tensor]:
+def _forward(model: Any, work: Workload, batch: Any) -> tuple[list[_Table], torch.Tensor]:
     """Every embedding of a number for each token in a forward pass, and the logits that come of them."""
-    ids, caught = batch["input_ids"], []
+    ids, caught = rows_of_tokens(batch["input_ids"]), []
 
     def catch(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not args or args[0].dim() != 2 or len(args[0]) != len(ids):
@@ -66,13 +72,13 @@ def _forward(model: Any, batch: Any) -> tuple[list[_Table], torch.Tensor]:
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     handles = [table.register_forward_hook(catch, prepend=True) for table in tables]
     try:
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        results = logits(work, model(**inputs(work, batch)))
     finally:
         for handle in handles:
             handle.remove()
     if not any(table.unshifted for table in caught):
         raise RuntimeError("no embedding of the model was given the batch's input_ids")
-    return caught, logits
+    return caught, results
 
 
 def _size(table: _Table, gradient: torch.Tensor | None) -> torch.Tensor:
@@ -84,8 +90,3 @@ def _most(size: torch.Tensor, row: int) -> float:
     """Largest entry outside a row."""
     rest = [float(size[other].max()) for other in range(len(size)) if other != row]
     return max(rest, default=0.0)
-
-
-def _real(lengths: list[int], width: int, side: str) -> torch.Tensor:
-    places = torch.arange(width)
-    return torch.stack([places >= width - n if side == "left" else places < n for n in lengths])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
-from harness.training.probes.padding import chosen, features
+from harness.training.probes.result import chosen, features
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -20,17 +20,17 @@ def equivalence(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """
     indices = chosen(work.examples.lengths)
     batch = work.collator()([features(work, index) for index in indices])
-    plain = _gradient(twin(work.model), [batch])
+    plain = _gradient(work, twin(work.model), [batch])
     ways: dict[str, Callable[[Any], Any]] = {
         "gradient_checkpointing": _checkpointed,
         **{f"attention_{kind}": _with_attention(kind) for kind in ("eager", "sdpa")},
     }
     found: dict[str, Any] = {}
     halves = [_rows(batch, slice(None, 1)), _rows(batch, slice(1, None))] if len(indices) > 1 else [batch]
-    found["two_micro_batches"] = _distance(_gradient(twin(work.model), halves), plain)
+    found["two_micro_batches"] = _distance(_gradient(work, twin(work.model), halves), plain)
     for name, change in ways.items():
         try:
-            found[name] = _distance(_gradient(change(twin(work.model)), [batch]), plain)
+            found[name] = _distance(_gradient(work, change(twin(work.model)), [batch]), plain)
         except (ValueError, NotImplementedError, ImportError) as error:
             found[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return found
@@ -53,11 +53,12 @@ def _rows(batch: Any, rows: slice) -> dict[str, torch.Tensor]:
     return {name: value[rows] for name, value in batch.items()}
 
 
-def _gradient(model: Any, micro_batches: list[Any]) -> dict[str, torch.Tensor]:
-    """Of the mean loss over all rows, accumulated."""
-    rows = sum(len(batch["labels"]) for batch in micro_batches)
-    for batch in micro_batches:
-        (model(**batch).loss * len(batch["labels"]) / rows).backward()
+def _gradient(work: Workload, model: Any, micro_batches: list[Any]) -> dict[str, torch.Tensor]:
+    """Of the mean loss over all rows, or over all labels where the loss is a mean over those, accumulated."""
+    terms = [work.task.terms(batch) for batch in micro_batches]
+    for batch, count in zip(micro_batches, terms, strict=True):
+        if count:  # the mean over nothing is no number
+            (model(**batch).loss * count / sum(terms)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 

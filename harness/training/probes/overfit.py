@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
-from harness.training.probes.padding import features
+from harness.training.probes.result import features
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -18,17 +18,21 @@ RATES = {True: 1e-4, False: 3e-3}
 ENOUGH = 0.05
 """Share of the first loss at which it stops early."""
 
+_LABELS = ("label", "labels", "start_positions", "end_positions")
+
 
 def overfit(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """The loss of a few examples with different labels, all cut to one length, under the harness's own Adam.
 
-    One length, because a model that ignores its input can still tell examples apart by their length. On the twin,
-    from the untouched weights, with the model's own loss.
+    One length, because a model that ignores its input can still tell examples apart by their length; where labels
+    belong to tokens, texts stay whole. On the twin, from the untouched weights, with the model's own loss.
     """
     model = twin(work.model)
     model.load_state_dict(loaded.model.state_dict())
     indices = _different_labels(work)
-    batch = _one_length([features(work, index) for index in indices], work)
+    rows = [features(work, index) for index in indices]
+    whole = work.task.per != "example" or work.task.scores_choices
+    batch = work.collator()(rows) if whole else _one_length(rows, work)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATES[loaded.pretrained])
     losses: list[float] = []
     for _ in range(STEPS):
@@ -39,17 +43,22 @@ def overfit(loaded: Loaded, work: Workload) -> dict[str, Any]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"examples": indices, "labels": batch["labels"].tolist(), "loss": losses}
+    return {"examples": indices, "labels": [_label(row) for row in rows], "loss": losses}
 
 
 def _different_labels(work: Workload) -> list[int]:
     """Indices that go round the labels, the longest texts first: cut to one length, those differ the most."""
-    by_label: dict[int, list[int]] = {}
+    by_label: dict[str, list[int]] = {}
     for index in sorted(range(len(work.examples.lengths)), key=lambda index: -work.examples.lengths[index]):
-        by_label.setdefault(work.examples[index]["label"], []).append(index)
+        by_label.setdefault(_label(work.examples[index]), []).append(index)
     rounds = range(max(map(len, by_label.values())))
     turns = [group[turn] for turn in rounds for group in by_label.values() if turn < len(group)]
-    return turns[: max(ROWS, len(by_label))]
+    return turns[: min(max(ROWS, len(by_label)), 2 * ROWS)]
+
+
+def _label(row: dict[str, Any]) -> str:
+    """What is to be learnt of an example, as one value."""
+    return repr({name: row[name] for name in _LABELS if name in row} or row["input_ids"])
 
 
 def _one_length(rows: list[dict[str, Any]], work: Workload) -> Any:
@@ -66,4 +75,7 @@ def _one_length(rows: list[dict[str, Any]], work: Workload) -> Any:
 
 
 def _cut(row: dict[str, Any], length: int) -> dict[str, Any]:
-    return {name: value[: length - 1] + value[-1:] if isinstance(value, list) else value for name, value in row.items()}
+    return {
+        name: value[: length - 1] + value[-1:] if isinstance(value, list) and name not in _LABELS else value
+        for name, value in row.items()
+    }

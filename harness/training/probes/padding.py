@@ -2,78 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from harness.training.checkpoint import Loaded
-from harness.training.data import bare
+from harness.training.probes.result import Texts, chosen, features, inputs, logits, texts
+from harness.training.tasks import Features
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
-EXAMPLES = 4
 EXTRA = 5
 """Columns of padding beyond the longest row."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
-    """How far the logits of each example move from those it has alone, relative to the largest of them.
+    """How far the logits of each text move from those it has alone, relative to the largest of them.
 
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
-    company; and, as the control of power, with a mask that hides nothing.
+    company; and, as the control of power, with a mask that hides nothing. Logits of padded positions are left out.
     """
-    model, collate = twin(work.model), work.collator()
+    model, collate = twin(work.model), work.plain_collator()
     indices = chosen(work.examples.lengths)
     rows = [features(work, index) for index in indices]
-    alone = [_logits(model, collate([row]))[0] for row in rows]
-    batch = collate(rows)
-    others = collate(rows[: max(2, len(rows) // 2)])
+    alone = [
+        one
+        for index, row in zip(indices, rows, strict=True)
+        for one in _results(model, work, texts(work, [index], [row]), inputs(work, collate([row])))
+    ]
+
+    def distances(batch: dict[str, torch.Tensor], company: list[Features]) -> list[float]:
+        together = _results(model, work, texts(work, indices[: len(company)], company), batch)
+        return [_distance(one, other) for one, other in zip(alone, together, strict=False)]
+
+    batch = inputs(work, collate(rows))
+    others = rows[: max(2, len(rows) // 2)]
+    whole = texts(work, indices, rows)
     return {
-        "examples": indices,
-        "lengths": [work.examples.lengths[index] for index in indices],
-        "batch": _distances(alone, _logits(model, batch)),
-        "more_padding": _distances(alone, _logits(model, _padded(batch, EXTRA, work.tokenizer))),
-        "other_company": _distances(alone, _logits(model, others)),
-        "nothing_masked": _distances(alone, _logits(model, _unmasked(batch))),
+        "examples": list(whole.examples),
+        "lengths": list(whole.lengths),
+        "batch": distances(batch, rows),
+        "more_padding": distances(_padded(batch, EXTRA, work.tokenizer), rows),
+        "other_company": distances(inputs(work, collate(others)), others),
+        "nothing_masked": distances({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}, rows),
     }
 
 
-def chosen(lengths: Sequence[int], most: int = EXAMPLES) -> list[int]:
-    """Examples of lengths as different as there are, shortest and longest among them."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    count = min(most, len(order))
-    if count < 2:
-        return order
-    return [order[place * (len(order) - 1) // (count - 1)] for place in range(count)]
-
-
-def features(work: Workload, index: int) -> dict[str, Any]:
-    """An example as the loop's collator takes it."""
-    return bare(work.examples[index])
-
-
-def _logits(model: Any, batch: Any) -> torch.Tensor:
+def _results(model: Any, work: Workload, whole: Texts, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The logits of each text, at the places that are its own."""
     with torch.no_grad():
-        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        found = logits(work, model(**batch))
+    return [found[row, whole.read(row, found.shape[1])] for row in range(len(whole.lengths))]
 
 
-def _distances(alone: list[torch.Tensor], together: torch.Tensor) -> list[float]:
-    return [
-        float((one - row).abs().max() / one.abs().max().clamp_min(torch.finfo(one.dtype).tiny))
-        for one, row in zip(alone, together, strict=False)  # company may hold fewer of them
-    ]
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max().clamp_min(torch.finfo(one.dtype).tiny))
 
 
-def _padded(batch: Any, columns: int, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """The batch with columns of padding more, on the tokenizer's side."""
+def _padded(batch: dict[str, torch.Tensor], columns: int, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The batch with columns of padding more, on the tokenizer's side; what a decoder gets stays as it is."""
     values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     sides = (columns, 0) if tokenizer.padding_side == "left" else (0, columns)
     return {
-        name: torch.nn.functional.pad(value, sides, value=values.get(name, 0)) if value.dim() == 2 else value
+        name: value
+        if name.startswith("decoder_") or value.shape != batch["input_ids"].shape
+        else torch.nn.functional.pad(value, sides, value=values.get(name, 0))
         for name, value in batch.items()
     }
-
-
-def _unmasked(batch: Any) -> dict[str, torch.Tensor]:
-    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}

@@ -6,10 +6,10 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from harness.training.checkpoint import Loaded
-from harness.training.probes.padding import chosen, features
+from harness.training.probes.result import chosen, features, inputs, logits
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -20,18 +20,18 @@ STRINGS = ("plain words", "Mixed CASE and 123", "naïve café", "日本語 emoji
 def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """What differs after ``save_pretrained`` and loading from the folder: weights, logits, tokenizer, label names."""
     model = twin(work.model)
-    batch = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    rows = [features(work, index) for index in chosen(work.examples.lengths)]
+    batch = inputs(work, work.plain_collator()(rows))
     with torch.no_grad():
-        logits = model(**inputs).logits
+        before = logits(work, model(**batch))
     with tempfile.TemporaryDirectory(prefix="harness-saved-") as folder:
         model.save_pretrained(folder)
         work.tokenizer.save_pretrained(folder)
         try:
-            again = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+            again = work.task.auto.from_pretrained(folder, use_safetensors=True).eval()
             words = AutoTokenizer.from_pretrained(folder)
             with torch.no_grad():
-                distance = float((logits - again(**inputs).logits).abs().max())
+                distance = float((before - logits(work, again(**batch))).abs().max())
         except Exception as error:  # whatever it is, what was saved is of no use
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
     loaded_again = again.state_dict()

@@ -15,6 +15,7 @@ from harness.schedule import declared_rate
 from harness.training.checkpoint import Loaded
 from harness.training.data import Drawn
 from harness.training.devices import find
+from harness.training.tasks import Task
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
@@ -43,32 +44,34 @@ def steps(loaded: Loaded, work: Workload) -> dict[str, Any]:
     train = work.train.model_copy(update={"steps": STEPS, "batch_size": min(ROWS, work.train.batch_size)})
     small = replace(work, model=model, device=find("cpu"), precision="fp32", train=train, drawn=Drawn())
     learnable = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
-    oracle = Oracle(model, train, learnable)
+    oracle = Oracle(work.task, model, train, learnable)
     try:
         LOOPS[train.loop](small, oracle)
     finally:
         oracle.close()
-    return {"steps": oracle.found}
+    return {"steps": oracle.found, "formula": work.task.formula}
 
 
 class Oracle:
     """Stands where the watch stands, and computes what each step should have done.
 
     Args:
+        task: says what the loss is.
         model: the twin that the loop trains.
         train: what is declared.
         learnable: names of the parameters that train as the model was loaded.
     """
 
-    def __init__(self, model: Any, train: experiment.Train, learnable: list[str]) -> None:
+    def __init__(self, task: Task, model: Any, train: experiment.Train, learnable: list[str]) -> None:
         self.found: list[dict[str, Any]] = []
+        self._task = task
         self._model = model
         self._other = copy.deepcopy(model)
         self._train = train
         self._learnable = learnable
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
-        self._logits: torch.Tensor | None = None
+        self._logits: tuple[torch.Tensor, ...] = ()
         self._step: dict[str, Any] = {}
         self._expected: Tensors = {}
         self._before: Tensors = {}
@@ -97,9 +100,13 @@ class Oracle:
 
     def _on_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
-            self._arguments, self._logits = kwargs, output.logits
-            output.logits.register_hook(self._amplify)
-            output.logits.retain_grad()
+            self._arguments, self._logits = kwargs, self._outputs(output)
+            for logits in self._logits:
+                logits.register_hook(self._amplify)
+                logits.retain_grad()
+
+    def _outputs(self, output: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(getattr(output, name) for name in self._task.outputs)
 
     def _amplify(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * self._factor
@@ -139,10 +146,11 @@ class Oracle:
             for name, parameter in self._other.named_parameters():
                 parameter.copy_(parameters[name])
         self._other.train()
-        labels = self._arguments["labels"]
-        logits = self._other(**self._inputs()).logits
-        logits.register_hook(self._amplify)
-        loss = cross_entropy(logits, labels)
+        labels = {name: self._arguments[name] for name in self._task.labels}
+        logits = self._outputs(self._other(**self._inputs()))
+        for each in logits:
+            each.register_hook(self._amplify)
+        loss = self._task.loss(logits, labels)
         names = [name for name, parameter in self._other.named_parameters() if parameter.requires_grad]
         wanted = [parameter for parameter in self._other.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
@@ -160,38 +168,38 @@ class Oracle:
         parameters = dict(self._other.named_parameters())
         found = []
         with torch.no_grad():
-            right = self._other(**inputs).logits
+            right = self._outputs(self._other(**inputs))
             for name in (name for name in self._learnable if name in parameters and name not in gradients):
                 kept = parameters[name].clone()
                 parameters[name].copy_(kept * 1.5 + 0.1 * torch.arange(kept.numel()).cos().view_as(kept))
-                if not torch.equal(self._other(**inputs).logits, right):
+                if not all(map(torch.equal, self._outputs(self._other(**inputs)), right)):
                     found.append(name)
                 parameters[name].copy_(kept)
         return found
 
     def _inputs(self) -> Tensors:
         """The tensors that the model got for this batch, but for the labels."""
-        return {k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"}
+        tensors = ((k, v) for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim())
+        return {name: value for name, value in tensors if name not in self._task.labels}
 
-    def _by_logits(self, labels: torch.Tensor) -> dict[str, Any]:
+    def _by_logits(self, labels: Tensors) -> dict[str, Any]:
         """The gradient of the loss by the logits, as it was and as the formula has it."""
-        assert self._logits is not None
-        mine = self._logits.detach().double().requires_grad_()
-        (expected,) = torch.autograd.grad(cross_entropy(mine, labels), mine)
-        found = None if self._logits.grad is None else self._logits.grad / self._factor
-        probabilities = bool((mine >= 0).all()) and bool((mine.sum(-1) - 1).abs().max() < 1e-4)
+        mine = [logits.detach().double().requires_grad_() for logits in self._logits]
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(self._task.loss(mine, labels), mine)])
+        grads = [logits.grad for logits in self._logits]
+        found = None if any(g is None for g in grads) else torch.cat([g.flatten() for g in grads]) / self._factor
         return {
             "logits_gradient": math.nan if found is None else _relative(found.double(), expected),
             "logits_gradient_scale": math.nan if found is None else _scale(found.double(), expected),
-            "logits_are_probabilities": probabilities,
+            "logits_are_probabilities": all(map(_are_probabilities, mine)),
         }
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the rows of log(sum(exp(z))) - z[label], in fp64."""
-    logits = logits.double()
-    picked = logits.gather(-1, labels.view(-1, 1)).squeeze(-1)
-    return (logits.logsumexp(-1) - picked).mean()
+def _are_probabilities(logits: torch.Tensor) -> bool:
+    """Of several things each, none negative, with a sum of 1."""
+    if logits.shape[-1] == 1:
+        return False
+    return bool((logits >= 0).all()) and bool((logits.sum(-1) - 1).abs().max() < 1e-4)
 
 
 def adamw(

@@ -1,0 +1,153 @@
+"""The next token of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
+
+from harness import experiment
+from harness.errors import CheckpointError
+from harness.training.tasks.task import (
+    IGNORED,
+    Collator,
+    Features,
+    Task,
+    Tensors,
+    columns,
+    cross_entropy,
+    ended,
+    supervised,
+)
+
+Spans = tuple[tuple[int, int], ...]
+"""Parts of a text, as first character and the one behind the last."""
+
+
+class CausalLM(Task):
+    """`text`; or `prompt` and `answer`, of which the answer is learnt; or `messages`, of which the assistant's are.
+
+    The end of the text is learnt, too: its end-of-sequence token has a label, also where it is the pad token.
+    """
+
+    auto = AutoModelForCausalLM
+    per = "token"
+    brings_head = True
+    padding_side = ("right", "positions are counted from the first column, which has to be a token")
+    chat_template = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + ' ' + eos_token + ' ' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+
+    def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """Ids, and the same ids as labels where they are to be learnt; the model shifts them."""
+        found = []
+        for row in rows:
+            text, spans = written(row, tokenizer)
+            encoded, ids = tokens(row, text, tokenizer)
+            offsets = encoded["offset_mapping"]
+            learnt = [
+                start < end and any(start < stop and end > begin for begin, stop in spans) for start, end in offsets
+            ]
+            learnt = [*learnt, *[True] * (len(ids) - len(learnt))]
+            if "messages" not in row and ids[-1] == tokenizer.eos_token_id:
+                learnt[-1] = True
+            ids, learnt = ids[:max_length], learnt[:max_length]
+            labels = [token if mine else IGNORED for token, mine in zip(ids, learnt, strict=True)]
+            kept = {name: values for name, values in encoded.items() if name != "offset_mapping"}
+            found.append({**columns(kept, ids), "labels": labels})
+        return found
+
+    def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
+        """Token by token: whether any of its characters is to be learnt."""
+        text, spans = written(row, tokenizer)
+        encoded, ids = tokens(row, text, tokenizer)
+        learnt = {place for begin, stop in spans for place in range(begin, stop)}
+        labels = []
+        for place, token in enumerate(ids):
+            characters = encoded.token_to_chars(place) if place < len(encoded["input_ids"]) else None
+            ends = place == len(ids) - 1 and token == tokenizer.eos_token_id and "messages" not in row
+            inside = characters is not None and not learnt.isdisjoint(range(characters.start, characters.end))
+            labels.append(token if inside or ends else IGNORED)
+        kept = {name: values for name, values in encoded.items() if name != "offset_mapping"}
+        return {**columns(kept, ids[:max_length]), "labels": labels[:max_length]}
+
+    def collator(self, tokenizer: Any, model: Any) -> Collator:
+        """Pads labels with -100 wherever there is padding, and nowhere else.
+
+        `DataCollatorForLanguageModeling` makes labels of ids instead, and ignores every id that is the pad token:
+        where that is the end token, no text has an end to learn.
+        """
+        return DataCollatorForSeq2Seq(tokenizer)
+
+    def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
+        """Cross-entropy of each label and the logits one token before it."""
+        return cross_entropy(logits[0][:, :-1], labels["labels"][:, 1:])
+
+    def terms(self, labels: Tensors) -> int:
+        """Labels with a token before them."""
+        return supervised(labels["labels"][:, 1:])
+
+    def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
+        """Whether nothing is left to be learnt, or an answer has lost its end."""
+        labels, end = features["labels"], tokenizer.eos_token_id
+        return all(label == IGNORED for label in labels[1:]) or ("answer" in row and end not in (None, labels[-1]))
+
+
+def written(row: experiment.Row, tokenizer: Any) -> tuple[str, Spans]:
+    """The text that the model reads, and what of it is to be learnt.
+
+    Prompt and answer are joined as they are, with a space between them where neither has one there.
+
+    Raises:
+        CheckpointError: the tokenizer has no chat template, or one that cannot say where a message begins.
+    """
+    if "messages" in row:
+        return _chat(list(row["messages"]), tokenizer)
+    if "prompt" not in row:
+        return row["text"], ((0, len(row["text"])),)
+    prompt, answer = row["prompt"], row["answer"]
+    seam = "" if prompt[-1].isspace() or answer[0].isspace() else " "
+    text = f"{prompt}{seam}{answer}"
+    return text, ((len(prompt), len(text)),)
+
+
+def _chat(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, Spans]:
+    """A chat as the tokenizer's template writes it; the assistant's turns, with what ends them."""
+    if tokenizer.chat_template is None:
+        raise CheckpointError("messages: the tokenizer has no chat template")
+
+    def write(count: int, **said: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages[:count], tokenize=False, **said))
+
+    whole = write(len(messages))
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, after = write(number, add_generation_prompt=True) if number else "", write(number + 1)
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise CheckpointError(
+                    f"messages[{number}]: the chat template writes it otherwise where more or less of the chat is "
+                    "given: it cannot be told what the assistant says"
+                )
+            spans.append((len(before), len(after)))
+    return whole, tuple(spans)
+
+
+def tokens(row: experiment.Row, text: str, tokenizer: Any) -> tuple[Any, list[int]]:
+    """The tokenizer's encoding with the place of each token, and the ids with the end of the text.
+
+    A chat template writes special tokens itself.
+
+    Raises:
+        CheckpointError: the tokenizer cannot say where in the text a token stands.
+    """
+    said = {"add_special_tokens": False, "split_special_tokens": False} if "messages" in row else {}
+    try:
+        encoded = tokenizer(text, return_offsets_mapping=True, **said)
+    except NotImplementedError as error:
+        raise CheckpointError(f"the tokenizer cannot say where in a text its tokens stand: {error}") from error
+    ids = list(encoded["input_ids"])
+    return encoded, ids if "messages" in row else ended(ids, tokenizer)

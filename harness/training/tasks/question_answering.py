@@ -1,0 +1,87 @@
+"""The part of a text that answers a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForQuestionAnswering
+
+from harness import experiment
+from harness.errors import CheckpointError
+from harness.training.tasks.task import Features, Task, Tensors, cross_entropy
+
+
+class QuestionAnswering(Task):
+    """First and last token of `answer` in `context`; both are 0 where the answer is cut off, as in SQuAD 2."""
+
+    auto = AutoModelForQuestionAnswering
+    outputs = ("start_logits", "end_logits")
+    labels = ("start_positions", "end_positions")
+    per = "token"
+    formula = "mean cross-entropy of first and last token"
+    padding_side = ("right", "places in the text are counted from the first column")
+
+    def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """Question and text, of which the text is cut."""
+        found = []
+        for row in rows:
+            encoded = _encoded(row, tokenizer, max_length)
+            start, end = span(row)
+            offsets, parts = encoded.pop("offset_mapping"), encoded.sequence_ids()
+            inside = [place for place, part in enumerate(parts) if part == 1]
+            first = next((place for place in inside if offsets[place][1] > start), 0)
+            last = next((place for place in reversed(inside) if offsets[place][0] < end), 0)
+            if not inside or offsets[inside[-1]][1] < end:
+                first = last = 0
+            found.append({**encoded, "start_positions": first, "end_positions": last})
+        return found
+
+    def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
+        """Every token that holds a character of the answer; all of them are there, or the answer is lost."""
+        encoded = _encoded(row, tokenizer, max_length)
+        start, end = span(row)
+        covered: set[int] = set()
+        places = []
+        for place in range(len(encoded["input_ids"])):
+            characters = encoded.token_to_chars(place) if encoded.token_to_sequence(place) == 1 else None
+            mine = set(range(characters.start, characters.end)) & set(range(start, end)) if characters else set()
+            covered |= mine
+            places += [place] * bool(mine)
+        kept = places and end - 1 in covered
+        encoded.pop("offset_mapping")
+        return {
+            **encoded,
+            "start_positions": min(places) if kept else 0,
+            "end_positions": max(places) if kept else 0,
+        }
+
+    def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
+        """Half of the sum of two cross-entropies, each over the places of the text."""
+        both = [cross_entropy(z, labels[name]) for z, name in zip(logits, self.labels, strict=True)]
+        return torch.stack(both).mean()
+
+    def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
+        """Whether the answer is cut off."""
+        return bool(features["end_positions"] == 0)
+
+
+def span(row: experiment.Row) -> tuple[int, int]:
+    """First character of the answer, and the one behind its last."""
+    start = row.get("answer_start")
+    start = row["context"].index(row["answer"]) if start is None else start
+    return start, start + len(row["answer"])
+
+
+def _encoded(row: experiment.Row, tokenizer: Any, max_length: int) -> Any:
+    try:
+        return tokenizer(
+            row["question"],
+            row["context"],
+            truncation="only_second",
+            max_length=max_length,
+            return_offsets_mapping=True,
+        )
+    except NotImplementedError as error:
+        raise CheckpointError(f"the tokenizer cannot say where in a text its tokens stand: {error}") from error

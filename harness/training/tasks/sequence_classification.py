@@ -1,0 +1,67 @@
+"""A class, several classes, or a number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from harness import experiment
+from harness.training.tasks.task import Features, Task, Tensors, cross_entropy
+
+FORMULAS = {
+    "single_label_classification": "cross-entropy",
+    "multi_label_classification": "binary cross-entropy of each class",
+    "regression": "squared error",
+}
+
+
+class SequenceClassification(Task):
+    """`label` of `text` and `text_pair`: a class, a list of classes, or a number."""
+
+    auto = AutoModelForSequenceClassification
+
+    def __init__(self, settings: experiment.Settings) -> None:
+        super().__init__(settings)
+        labels = (row["label"] for row in self.data.given[:1])
+        self.problem = experiment.problem_of(labels, self.data.problem_type)
+        self.classes = self.data.resolved_num_labels
+        self.formula = FORMULAS[self.problem]  # type: ignore[misc]  # of the problem, not of the class
+
+    def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """Text, or pair, with special tokens; the label as the head takes it."""
+        pairs = [row["text_pair"] for row in rows if row.get("text_pair") is not None]
+        texts = [row["text"] for row in rows]
+        encoded = tokenizer(texts, *([pairs] if pairs else []), truncation=True, max_length=max_length)
+        return [
+            {**{name: column[number] for name, column in encoded.items()}, "label": self._label(row["label"])}
+            for number, row in enumerate(rows)
+        ]
+
+    def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
+        """The text alone."""
+        both = [text for text in (row["text"], row.get("text_pair")) if text is not None]
+        return {**tokenizer(*both, truncation=True, max_length=max_length), "labels": self._label(row["label"])}
+
+    def _label(self, label: Any) -> Any:
+        if self.problem == "regression":
+            return float(label)
+        if self.problem == "multi_label_classification":
+            return [float(number in label) for number in range(self.classes or 0)]
+        return label
+
+    def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
+        """Cross-entropy; or the mean of log(1 + exp(z)) - y z over all classes; or of (z - y)^2."""
+        (z,), y = logits, labels["labels"]
+        if self.problem == "regression":
+            return (z.double().flatten() - y.double().flatten()).square().mean()
+        if self.problem == "multi_label_classification":
+            return (torch.logaddexp(z.double(), torch.zeros((), dtype=torch.float64)) - y.double() * z.double()).mean()
+        return cross_entropy(z, y)
+
+    def configuration(self) -> dict[str, Any]:
+        """The number of classes; and the problem, unless transformers guesses it right from whole numbers."""
+        said = {} if self.problem == "single_label_classification" else {"problem_type": self.problem}
+        return {"num_labels": self.classes, **said}

@@ -1,0 +1,127 @@
+"""What a task is: how its rows become numbers, and what is declared of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from transformers import DataCollatorWithPadding
+
+from harness import experiment
+
+Features = dict[str, Any]
+"""What a collator takes of one example: ids, mask and labels as numbers and lists."""
+Collator = Callable[[list[Features]], Any]
+Tensors = Mapping[str, torch.Tensor]
+
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
+
+
+class Task(ABC):
+    """One kind of fine-tuning. What it declares is said twice: `encode` makes it, `expected` says what it has to be.
+
+    Args:
+        settings: of the case.
+    """
+
+    auto: ClassVar[Any]
+    """The Auto class of its models."""
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    """Fields of the model's output from which the loss is taken."""
+    labels: ClassVar[tuple[str, ...]] = ("labels",)
+    """Arguments of the model that are labels."""
+    per: ClassVar[Literal["example", "token", "target"]] = "example"
+    """What a row of logits stands for: a row of tokens, one of its tokens, or one token of the decoder's."""
+    scores_choices: ClassVar[bool] = False
+    """Whether an example is several texts, and its logits one score of each."""
+    formula: ClassVar[str] = "cross-entropy"
+    """The loss, in words."""
+    brings_head: ClassVar[bool] = False
+    """Whether checkpoints are expected to hold the head, as those of language models do."""
+    padding_side: ClassVar[tuple[Literal["left", "right"], str] | None] = None
+    """Where padding has to be, and why; none where the tokenizer's own side serves."""
+
+    chat_template: ClassVar[str | None] = None
+    """For a tokenizer that is trained on the experiment's own text."""
+    masked: float | None = None
+    """Share of the tokens that are hidden at random, to be predicted."""
+
+    def __init__(self, settings: experiment.Settings) -> None:
+        self.data = settings.data
+        self.seed = settings.train.seed
+
+    @abstractmethod
+    def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """Features of each row, without padding; longer texts are cut to `max_length` tokens."""
+
+    @abstractmethod
+    def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
+        """What `encode` must give for a row, by another way of computing it: the reference of the laws."""
+
+    @abstractmethod
+    def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
+        """The declared loss of a batch in fp64, by a formula of its own.
+
+        Args:
+            logits: the model's outputs named in `outputs`.
+            labels: the arguments named in `labels`.
+        """
+
+    def terms(self, labels: Tensors) -> int:
+        """Over how many terms the loss is a mean."""
+        return len(labels[self.labels[0]])
+
+    def collator(self, tokenizer: Any, model: Any) -> Collator:
+        """Pads a batch, labels included; the library's own class."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def plain_collator(self, tokenizer: Any, model: Any) -> Collator | None:
+        """One that draws nothing at random, where `collator` does; it may leave out the labels."""
+        return None
+
+    def configuration(self) -> dict[str, Any]:
+        """What the model's config has to say of the head."""
+        return {}
+
+    def texts(self, rows: Iterable[experiment.Row]) -> list[str]:
+        """Every text of the rows, for a tokenizer of their own."""
+        return [text for row in rows for text in experiment.texts(row)]
+
+    def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
+        """Whether something that was to be learnt is lost, as in what is cut off."""
+        return False
+
+
+def columns(encoded: Mapping[str, Any], ids: Sequence[int]) -> Features:
+    """The encoding of one text whose ids are these: as the tokenizer gave it, cut, or with a token more."""
+    length = len(encoded["input_ids"])
+    kept = {name: list(values) for name, values in encoded.items() if len(values) == length}
+    more = len(ids) - length
+    for name, values in kept.items():
+        kept[name] = [*values, *values[-1:] * more] if more > 0 else values[: len(ids)]
+    kept["input_ids"] = list(ids)
+    if "attention_mask" in kept:
+        kept["attention_mask"] = [1] * len(ids)
+    return kept
+
+
+def ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """The ids with the tokenizer's end token behind them, unless they have it or there is none."""
+    end = tokenizer.eos_token_id
+    return list(ids) if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over all labels but the ignored ones of log(sum(exp(z))) - z[label], in fp64."""
+    logits, labels = logits.double().flatten(0, -2), labels.flatten()
+    logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
+    picked = logits.gather(-1, labels.view(-1, 1)).squeeze(-1)
+    return (logits.logsumexp(-1) - picked).mean()
+
+
+def supervised(labels: torch.Tensor) -> int:
+    """Labels that are not ignored."""
+    return int((labels != IGNORED).sum())
