@@ -25,11 +25,11 @@ SHARD = "data/train-00000-of-00001.parquet"
 TEXTS = ["warm soup", "cold bread", "fresh bread", "stale soup", "good", "bad"]
 
 
-def parquet(folder: Path, texts: list[str] = TEXTS, **options: Any) -> bytes:
+def parquet(folder: Path, texts: list[str] = TEXTS) -> bytes:
     """Rows whose labels, bad and good in turn, are named by the features."""
     table = Dataset.from_dict({"text": texts, "label": [(place + 1) % 2 for place in range(len(texts))]})
     table = table.cast_column("label", ClassLabel(names=["bad", "good"]))
-    table.to_parquet(folder / "rows.parquet", **options)
+    table.to_parquet(folder / "rows.parquet")
     return (folder / "rows.parquet").read_bytes()
 
 
@@ -142,18 +142,18 @@ def test_second_run_fetches_no_rows_again(hub: Hub) -> None:
 def test_stream_is_read_in_ranges(hub: Hub, tmp_path: Path) -> None:
     """Of a large file, only what is asked for is fetched, and nothing is kept."""
     random = Random(0)
-    many = [random.randbytes(60).hex() for _ in range(200_000)]
-    data = parquet(tmp_path, many, batch_size=10_000, compression="none")
-    hub.push("datasets/acme/large", {"README.md": b"# Large\n", SHARD: data})
-    rows = open_rows(Data(dataset="acme/large", streaming=True, limit=3), "sequence-classification")
+    many = [random.randbytes(500).hex() for _ in range(70_000)]
+    data = "".join(f'{{"text": "{text}", "label": {place % 2}}}\n' for place, text in enumerate(many)).encode()
+    hub.push("datasets/acme/large", {"README.md": b"# Large\n", "train.jsonl": data})
+    rows = open_rows(Data(dataset="acme/large", streaming=True, limit=3, num_labels=2), "sequence-classification")
     assert isinstance(rows, Stream)
     assert [row["text"] for _, row in rows] == many[:3]
-    ranges = [header["range"] for header in hub.headers if "range" in header and header["host"] == hub.store[7:]]
+    ranges = [header["range"] for header in hub.headers if "range" in header]
     fetched = sum(int(end) - int(start) + 1 for start, _, end in (part[6:].partition("-") for part in ranges))
-    assert len(ranges) >= 2
-    assert fetched < len(data) / 2
-    assert not any(path.stat().st_size > 1e6 for path in (tmp_path / "hub").rglob("*") if path.is_file())
-    assert not (tmp_path / "datasets").exists()
+    assert ranges
+    assert len(many[0]) < fetched < len(data) / 2
+    kept = [*(tmp_path / "hub").rglob("*"), *(tmp_path / "datasets").rglob("*")]
+    assert not any(path.stat().st_size > 1e5 for path in kept if path.is_file())
 
 
 def test_broken_connection_is_resumed(

@@ -47,6 +47,7 @@ class Encoder:
         tokenizer: called as a tokenizer is, on a list of texts.
         max_length: longest encoding in tokens; longer text is cut.
         special: ids that stand for no text.
+        words: the checkpoint's own tokenizer.
         positions: tokens that the model has positions for; none where it takes any number.
 
     Raises:
@@ -56,6 +57,7 @@ class Encoder:
     tokenizer: Any
     max_length: int
     special: frozenset[int] = frozenset()
+    words: Any = None
     positions: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> list[Features]:
@@ -76,9 +78,13 @@ class Encoder:
             features["cut"] = self._cut(row, features)
         return found
 
-    def says_nothing(self, features: Features) -> bool:
-        """Whether the text is no token at all."""
-        return all(token in self.special for token in features["input_ids"])
+    def says_nothing(self, row: Row, features: Features) -> bool:
+        """Whether the text is no token at all to the checkpoint's own tokenizer."""
+        if not all(token in self.special for token in features["input_ids"]):
+            return False
+        if self.tokenizer is self.words:
+            return True
+        return all(token in self.special for token in self.words(row["text"])["input_ids"])
 
     def _cut(self, row: Row, features: Features) -> int:
         """Tokens of the row that its encoding lacks."""
@@ -95,7 +101,7 @@ class Encoder:
 def encoder(tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
     """What encodes for the task; the unknown token is a word that the tokenizer does not know, so it says something."""
     special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Encoder(tokenizer, max_length, special, positions)
+    return Encoder(tokenizer, max_length, special, tokenizer, positions)
 
 
 def _pairs(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -238,7 +244,7 @@ def _noted(rows: Rows, lot: Iterable[tuple[int, int, Row]], encode: Encode) -> l
     found: list[Features] = []
     wrong: list[tuple[int, str]] = []
     for (index, place, row), features in zip(lot, encode([row for _, _, row in lot]), strict=True):
-        if isinstance(encode, Encoder) and encode.says_nothing(features):
+        if isinstance(encode, Encoder) and encode.says_nothing(row, features):
             reason = f"the tokenizer makes no token of the text {shown(row['text'])}"
             if rows.drops:
                 rows.dropped.add(place, row, reason)
