@@ -132,7 +132,7 @@ def mutants(subjects: Sequence[Subject[Fault]], faults: Iterable[Fault]) -> Iter
 
 def evidence(record: Record) -> str:
     """All that a run left but for time, place and memory, in which any two runs differ."""
-    clocks: dict[str, Any] = {"steps": {"seconds", "watching_seconds"}}
+    clocks: dict[str, Any] = {"steps": {"seconds", "watching_seconds", "data_seconds"}}
     return record.model_dump_json(
         exclude={"started": True, "seconds": True, "environment": True, "memory": True, "probe_seconds": True, **clocks}
     )

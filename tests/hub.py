@@ -1,7 +1,8 @@
-"""A Hugging Face Hub on this machine: as much of its protocol as `huggingface_hub` speaks to fetch a model.
+"""A Hugging Face Hub on this machine: as much of its protocol as `huggingface_hub` and `datasets` speak to fetch.
 
 Read off huggingface_hub 2.4 and the answers of huggingface.co: a revision is resolved to a commit, the commit's tree
-is listed, and each file is asked for by `HEAD`, then by `GET`. Large files are answered with a redirect and the
+is listed, and each file is asked for by `HEAD`, then by `GET`. The files of a dataset are also looked up by
+`POST .../paths-info`, and streamed in ranges. Large files are answered with a redirect and the
 `X-Linked-*` headers, errors with `X-Error-Code`.
 """
 
@@ -14,13 +15,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-_REVISION = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/revision/(?P<revision>.+)")
-_TREE = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")
-_FILE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_NAME = r"(?P<name>(?:models|datasets)/[^/]+/[^/]+)"
+_REVISION = re.compile(rf"/api/{_NAME}(?:/revision/(?P<revision>.+))?")
+_TREE = re.compile(rf"/api/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
+_PATHS = re.compile(rf"/api/{_NAME}/paths-info/(?P<revision>[^/]+)")
+_FILE = re.compile(r"/(?P<name>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _BLOB = re.compile(r"/blobs/(?P<digest>[0-9a-f]{64})")
 
 
@@ -45,7 +49,10 @@ def refusal(status: int, code: str, message: str) -> Answer:
 
 
 class Hub:
-    """The models that it serves, and a log of what was asked of it."""
+    """The models and datasets that it serves, and a log of what was asked of it.
+
+    Models are named `OWNER/NAME`, datasets `datasets/OWNER/NAME`.
+    """
 
     def __init__(self) -> None:
         self.address = ""
@@ -61,7 +68,7 @@ class Hub:
         self._refs: dict[str, dict[str, str]] = {}
 
     def push(self, name: str, files: Mapping[str, bytes] | Path, *refs: str) -> str:
-        """Commit files to a model; `main` and the `refs` point to the commit, whose id is returned."""
+        """Commit files to a repository; `main` and the `refs` point to the commit, whose id is returned."""
         if isinstance(files, Path):
             files = {
                 path.relative_to(files).as_posix(): path.read_bytes() for path in files.rglob("*") if path.is_file()
@@ -72,7 +79,7 @@ class Hub:
         self._refs.setdefault(name, {}).update(dict.fromkeys(("main", *refs), commit))
         return commit
 
-    def answer(self, method: str, path: str) -> Answer:
+    def answer(self, method: str, path: str, query: str = "", body: bytes = b"") -> Answer:
         """What the Hub says."""
         if fault := self.fault(f"{method} {path}"):
             return fault
@@ -83,33 +90,64 @@ class Hub:
             (_BLOB, self._blob),
         ):
             if found := pattern.fullmatch(path):
-                return give(**found.groupdict())
+                asked: dict[str, Any] = found.groupdict()
+                if "name" in asked:
+                    asked["name"] = asked["name"].removeprefix("models/")
+                if give == self._tree:
+                    asked["recursive"] = "recursive=true" in query.lower()
+                return give(**asked)
+        if found := _PATHS.fullmatch(path):
+            return self._paths(found["name"].removeprefix("models/"), found["revision"], body)
         return refusal(404, "", "Sorry, we can't find the page you are looking for.")
 
-    def _revision(self, name: str, revision: str) -> Answer:
-        commit = self._commit(name, revision)
+    def _revision(self, name: str, revision: str | None) -> Answer:
+        commit = self._commit(name, revision or "main")
         if isinstance(commit, Answer):
             return commit
         siblings = [{"rfilename": path} for path in self._trees[name][commit]]
         gated = "manual" if name in self.gated else False
         return _json(
-            {"id": name, "modelId": name, "sha": commit, "private": False, "gated": gated, "siblings": siblings}
+            {
+                "id": name.removeprefix("datasets/"),
+                "sha": commit,
+                "private": False,
+                "gated": gated,
+                "siblings": siblings,
+            }
         )
 
-    def _tree(self, name: str, revision: str) -> Answer:
+    def _tree(self, name: str, revision: str, folder: str | None, recursive: bool) -> Answer:
         commit = self._commit(name, revision)
         if isinstance(commit, Answer):
             return commit
-        return _json([_entry(path, data) for path, data in self._trees[name][commit].items()])
+        tree, top = self._trees[name][commit], f"{folder}/" if folder else ""
+        inside = {path: _entry(path, data) for path, data in tree.items() if path.startswith(top)}
+        if not recursive:
+            names = {path: path.removeprefix(top).partition("/") for path in inside}
+            folders = dict.fromkeys(top + first for first, slash, _ in names.values() if slash)
+            inside = {path: inside[path] for path, (_, slash, _) in names.items() if not slash}
+            inside |= {path: _folder(path) for path in folders}
+        listed = list(inside.values())
+        return _json(listed) if listed else refusal(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+
+    def _paths(self, name: str, revision: str, body: bytes) -> Answer:
+        commit = self._commit(name, revision)
+        if isinstance(commit, Answer):
+            return commit
+        asked = json.loads(body)["paths"]
+        tree = self._trees[name][commit]
+        folders = {str(parent) for path in tree for parent in PurePosixPath(path).parents} - {"."}
+        found = [_entry(path, tree[path]) for path in asked if path in tree]
+        return _json(
+            found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in asked if path in folders]
+        )
 
     def _file(self, name: str, revision: str, file: str) -> Answer:
         commit = self._commit(name, revision)
         if isinstance(commit, Answer):
             return commit
         if name in self.gated:
-            return refusal(
-                401, "GatedRepo", f"Access to model {name} is restricted and you are not in the authorized list."
-            )
+            return refusal(401, "GatedRepo", f"Access to {name} is restricted and you are not in the authorized list.")
         data = self._trees[name][commit].get(file)
         if data is None:
             return refusal(404, "EntryNotFound", "Entry not found")
@@ -143,11 +181,14 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             """Log the request and answer it; `HEAD` gets the same answer without the body."""
-            path = unquote(urlsplit(self.path).path)
+            asked = urlsplit(self.path)
+            path = unquote(asked.path)
             hub.requests.append(f"{self.command} {path}")
             hub.headers.append({name.lower(): value for name, value in self.headers.items()})
-            self.send(_part(hub.answer(self.command, path), self.headers.get("Range")))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send(_part(hub.answer(self.command, path, asked.query, body), self.headers.get("Range")))
 
+        do_POST = do_GET  # noqa: N815  # the standard library's names
         do_HEAD = do_GET  # noqa: N815  # the standard library's name
 
         def send(self, answer: Answer) -> None:
@@ -187,20 +228,25 @@ def _entry(path: str, data: bytes) -> dict[str, object]:
     return entry
 
 
+def _folder(path: str) -> dict[str, object]:
+    return {"type": "directory", "path": path, "size": 0, "oid": _git_id(path.encode())}
+
+
 def _git_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _is_large(path: str) -> bool:
     """Whether the Hub keeps such a file outside of git."""
-    return path.endswith((".safetensors", ".bin"))
+    return path.endswith((".safetensors", ".bin", ".parquet"))
 
 
 def _part(answer: Answer, asked: str | None) -> Answer:
     """The part of the body that a `Range` header asks for."""
-    found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
     if not found or answer.status != 200:
         return answer
     start, size = int(found[1]), len(answer.body)
-    headers = {**answer.headers, "Content-Range": f"bytes {start}-{size - 1}/{size}"}
-    return Answer(206, headers, answer.body[start:])
+    end = min(int(found[2] or size - 1) + 1, size)
+    headers = {**answer.headers, "Content-Range": f"bytes {start}-{end - 1}/{size}"}
+    return Answer(206, headers, answer.body[start:end])

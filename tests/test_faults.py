@@ -24,8 +24,9 @@ from trial import SEQUENCES, save
 from harness.laws import LAWS
 
 # pytester forgets what a run in this process imports. With all of training imported here, runs share its modules.
-from harness.training import checkpoint, data, devices, run, tokenizer, trainer  # noqa: F401
+from harness.training import checkpoint, data, devices, run, tokenizer, trainer, workload  # noqa: F401
 from harness.training.devices import Device
+from harness.training.faults.seam import encoded
 
 Patch = pytest.MonkeyPatch
 Red = dict[str, str]
@@ -384,10 +385,8 @@ def rows_reversed(patch: Patch, folder: Path) -> None:
 
 def tokenizer_swapped(patch: Patch, folder: Path) -> None:
     """The texts are encoded by another tokenizer than the checkpoint's."""
-    original, other = data.Examples.__init__, tokenizer.train(SEQUENCES, vocab_size=40)
-    patch.setattr(
-        data.Examples, "__init__", lambda self, task, rows, _, length: original(self, task, rows, other, length)
-    )
+    right, other = workload.prepare, tokenizer.train(SEQUENCES, vocab_size=40)
+    patch.setattr(workload, "prepare", lambda *arguments: encoded(right(*arguments), other))
 
 
 def head_frozen(patch: Patch, folder: Path) -> None:

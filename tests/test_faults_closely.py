@@ -149,7 +149,7 @@ def test_closer_laws_see_the_fault(fault: str, pytester: pytest.Pytester, monkey
     for item, words in FAULTS[fault].items():
         assert words in says.get(item, "passed"), says
     if fault == "nothing":
-        result.assert_outcomes(passed=2 * 23 + 1, skipped=2, deselected=2)
+        result.assert_outcomes(passed=2 * 27 + 1, skipped=2, deselected=2)
 
 
 @pytest.mark.parametrize("law", [law.name for law in LAWS if law.probes and law.axis is None])

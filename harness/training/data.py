@@ -47,6 +47,7 @@ class Encoder:
         tokenizer: called as a tokenizer is.
         max_length: longest encoding in tokens; longer text is cut.
         special: ids that stand for no text.
+        words: the checkpoint's own tokenizer.
         positions: tokens that the model has positions for; none where it takes any number.
 
     Raises:
@@ -57,6 +58,7 @@ class Encoder:
     tokenizer: Any
     max_length: int
     special: frozenset[int] = frozenset()
+    words: Any = None
     positions: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> list[Features]:
@@ -72,9 +74,17 @@ class Encoder:
             features["lost"] = self.task.loses(row, features, self.tokenizer)
         return found
 
-    def says_nothing(self, features: Features) -> bool:
-        """Whether a text is no token at all."""
-        return any(all(token in self.special for token in ids) for ids in tokens_of(features))
+    def says_nothing(self, row: Row, features: Features) -> bool:
+        """Whether a text is no token at all to the checkpoint's own tokenizer."""
+        if not any(all(token in self.special for token in ids) for ids in tokens_of(features)):
+            return False
+        if self.tokenizer is self.words:
+            return True
+        return any(all(token in self.special for token in self._words(text)) for text in experiment.texts(row))
+
+    def _words(self, text: str) -> list[int]:
+        ids: list[int] = self.words(text)["input_ids"]
+        return ids
 
     def _cut(self, row: Row, features: Features) -> int:
         """Tokens of a text, or of a pair, that its encoding lacks; 0 for other rows."""
@@ -92,7 +102,7 @@ class Encoder:
 def encoder(task: Task, tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
     """What encodes for the task; the unknown token is a word that the tokenizer does not know, so it says something."""
     special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Encoder(task, tokenizer, max_length, special, positions)
+    return Encoder(task, tokenizer, max_length, special, tokenizer, positions)
 
 
 def tokens_of(features: Features) -> list[list[int]]:
@@ -245,7 +255,7 @@ def _noted(rows: Rows, lot: Iterable[tuple[int, int, Row]], encode: Encode) -> l
     found: list[Features] = []
     wrong: list[tuple[int, str]] = []
     for (index, place, row), features in zip(lot, encode([row for _, _, row in lot]), strict=True):
-        if isinstance(encode, Encoder) and encode.says_nothing(features):
+        if isinstance(encode, Encoder) and encode.says_nothing(row, features):
             text = next(experiment.texts(row))
             reason = f"the tokenizer makes no token of the text {shown(text)}"
             if rows.drops:
