@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from harness.errors import count, meant, shown
@@ -276,9 +276,3 @@ def texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from texts(each)
-
-
-def roles(task: str) -> tuple[str, ...]:
-    """All roles that rows of a task may have."""
-    kinds: tuple[type[BaseModel], ...] = ROLES[task]
-    return tuple(dict.fromkeys(role for kind in kinds for role in kind.model_fields))

@@ -128,7 +128,7 @@ def load(settings: experiment.Settings) -> Loaded:
         source=str(source),
         revision=revision,
         pretrained=True,
-        missing=tuple(sorted(report["missing_keys"])),
+        missing=tuple(sorted({_canonical(model).get(key, key) for key in report["missing_keys"]})),
         unused=tuple(sorted(report["unexpected_keys"])),
         mismatched=tuple(sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])),
         brings_head=task.brings_head,
@@ -282,6 +282,12 @@ def _fit_padding(model: Model, words: Tokenizer, task: Task) -> dict[str, str]:
         reasons["padding_side"] = f"{task.padding_side[0]}, not {words.padding_side}: {task.padding_side[1]}"
         words.padding_side = task.padding_side[0]
     return reasons
+
+
+def _canonical(model: Model) -> dict[str, str]:
+    """The one name of each parameter that has several, as tied ones do."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def _first_line(error: BaseException) -> str:
