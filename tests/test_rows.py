@@ -77,8 +77,8 @@ WRONG = {
         "sequence-classification",
         "{text: a, label: good}",
         (
-            "6: data.rows[0].label: found 'good', expected a class (a whole number), a list of classes, or a number with "
-            "a point"
+            "6: data.rows[0].label: found 'good', expected a class (a whole number), a list of classes, or a number "
+            "with a point"
         ),
     ),
     "a label below 0": (
@@ -94,7 +94,7 @@ WRONG = {
     "too few labels": (
         "token-classification",
         "{words: [a, b], labels: [0]}",
-        "6: data.rows[0].labels: found 1 labels, expected 2, one for each word",
+        "6: data.rows[0].labels: found 1 label, expected 2, one for each word",
     ),
     "a choice that is none": (
         "multiple-choice",
@@ -115,8 +115,8 @@ WRONG = {
         "question-answering",
         "{question: a, context: c c, answer: c}",
         (
-            "6: data.rows[0].answer: found 'c', 2 times in the context, expected answer_start, the number of characters "
-            "before the one that is meant"
+            "6: data.rows[0].answer: found 'c', 2 times in the context, expected answer_start, the number of "
+            "characters before the one that is meant"
         ),
     ),
     "an answer elsewhere": (

@@ -272,6 +272,15 @@ def test_the_library_collator_that_ignores_the_end_is_found(tmp_path: Path, loop
     assert "the end-of-sequence token is also the pad token" in found["labels_masked_right"].cause
 
 
+def test_an_encoder_is_no_decoder(tmp_path: Path) -> None:
+    """BERT without `is_decoder` is taken for a language model, and sees the tokens that it has to predict."""
+    for decoder in (True, False):
+        config = {"is_decoder": decoder}
+        checkpoint = {"architecture": "bert", "size": "tiny", "config": config}
+        record = train(probed(case(checkpoint, task="causal-lm", data={"rows": TEXTS}, train=QUICK)))
+        assert ("future_unseen" in broken(record)) is not decoder, broken(record)
+
+
 def test_padding_side_is_that_of_the_task(tmp_path: Path) -> None:
     """A tokenizer that pads on the left, as for generation, is turned round for training, with the reason."""
     folder, words = gpt2(tmp_path)

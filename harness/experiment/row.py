@@ -196,7 +196,7 @@ def _inconsistent(kind: type[Declared], row: Row, classes: int | None, problem_t
         yield from _wrong_label(row["label"], classes, problem_type)
     elif kind is LabelledWords:
         if len(row["words"]) != len(row["labels"]):
-            yield ("labels",), problem(f"{len(row['labels'])} labels", f"{len(row['words'])}, one for each word")
+            yield ("labels",), problem(count(len(row["labels"]), "label"), f"{len(row['words'])}, one for each word")
         yield from _too_high(row["labels"], classes, ("labels",))
     elif kind is Choice and row["label"] >= len(row["choices"]):
         yield ("label",), problem(str(row["label"]), f"a choice from 0 to {len(row['choices']) - 1}")

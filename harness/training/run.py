@@ -181,13 +181,11 @@ def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[
     """
     rows = work.settings.data.given
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
-    return tuple(
-        _example(index, " | ".join(work.task.texts([rows[index]])), _expected(loaded, work, index)) for index in indices
-    )
 
+    def expected(index: int) -> Features:
+        return work.task.expected(rows[index], loaded.tokenizer, work.max_length)
 
-def _expected(loaded: checkpoint.Loaded, work: Workload, index: int) -> Features:
-    return work.task.expected(work.settings.data.given[index], loaded.tokenizer, work.max_length)
+    return tuple(_example(index, " | ".join(work.task.texts([rows[index]])), expected(index)) for index in indices)
 
 
 def _example(index: int, text: str, encoded: Features) -> Example:

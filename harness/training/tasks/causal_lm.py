@@ -36,6 +36,7 @@ class CausalLM(Task):
 
     auto = AutoModelForCausalLM
     per = "token"
+    causal = True
     brings_head = True
     padding_side = ("right", "positions are counted from the first column, which has to be a token")
     chat_template = (
