@@ -248,7 +248,7 @@ def test_the_end_token_is_learnt_where_it_pads(tmp_path: Path) -> None:
     assert record.tokenizer is not None
     assert record.tokenizer.pad_token_id == words.eos_token_id
     assert record.tokenizer.reasons["pad_token"] == (
-        "the tokenizer has none: its end token '<|endoftext|>' serves, masked"
+        "no pad token in the tokenizer: its end token '<|endoftext|>' serves, masked"
     )
     batch = record.batches[0]
     for labels, mask in zip(batch.tensors["labels"], batch.tensors["attention_mask"], strict=True):
@@ -289,7 +289,7 @@ def test_padding_side_is_that_of_the_task(tmp_path: Path) -> None:
     record = train(probed(case(folder, task="causal-lm", data={"rows": TEXTS}, train=QUICK)))
     assert record.tokenizer is not None
     assert record.tokenizer.padding_side == "right"
-    assert record.tokenizer.reasons["padding_side"].startswith("right, not left: positions are counted from")
+    assert record.tokenizer.reasons["padding_side"].startswith("padding on the right, not on the left: positions")
     assert broken(record) == {}
 
 

@@ -275,11 +275,13 @@ def _fit_padding(model: Model, words: Tokenizer, task: Task) -> dict[str, str]:
     if words.pad_token_id is None:
         role = "end" if words.eos_token is not None else "unknown"
         words.pad_token = words.eos_token or words.unk_token
-        reasons["pad_token"] = f"the tokenizer has none: its {role} token {words.pad_token!r} serves, masked"
+        reasons["pad_token"] = f"no pad token in the tokenizer: its {role} token {words.pad_token!r} serves, masked"
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = words.pad_token_id
     if task.padding_side is not None and words.padding_side != task.padding_side[0]:
-        reasons["padding_side"] = f"{task.padding_side[0]}, not {words.padding_side}: {task.padding_side[1]}"
+        reasons["padding_side"] = (
+            f"padding on the {task.padding_side[0]}, not on the {words.padding_side}: {task.padding_side[1]}"
+        )
         words.padding_side = task.padding_side[0]
     return reasons
 
