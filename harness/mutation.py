@@ -37,6 +37,10 @@ class Described(Protocol):
     def loops(self) -> frozenset[str]:
         """Where it can happen."""
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Of which it is a mistake; empty: of every one."""
+
 
 Fault = TypeVar("Fault", bound=Described)
 
@@ -102,8 +106,9 @@ class Subject(Generic[Fault]):
         return tuple(f"{one.about}::{one.law}: {one.message}" for one in _broken(self.healthy, self._laws))
 
     def suits(self, fault: Described) -> bool:
-        """Whether the fault can happen in its loop."""
-        return self.case.settings.train.loop in fault.loops
+        """Whether the fault can happen in its loop, and is one of its task."""
+        settings = self.case.settings
+        return settings.train.loop in fault.loops and (not fault.tasks or settings.task in fault.tasks)
 
     def with_fault(self, fault: Fault) -> Mutant:
         """Make a mistake in it, and see which laws notice."""

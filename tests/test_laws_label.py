@@ -102,6 +102,12 @@ def masked(
     return record(examples=tuple(texts), batches=tuple(read), masking=masking)
 
 
+def foreseeing(*gradients: float) -> Record:
+    """A record of a language model, whose first texts depend on their future by this much."""
+    future = [*gradients, *[0.0] * (4 - len(gradients))]
+    return record(probes={"dependence": {**HEALTHY.probes["dependence"], "future": future}})
+
+
 MASKED = masked()
 LOST = record(CAUSAL, lost=(2,))
 
@@ -144,6 +150,7 @@ ACCEPTED = (
     ),
     Judged("decoder_inputs_shifted", "by one", targets(), "4 tokens"),
     Judged("masking_is_random", "15 %, of them 80, 10 and 10", MASKED, "of 1440 tokens drawn"),
+    Judged("future_unseen", "exactly 0", foreseeing(0.0, 0.0), "4 examples"),
     Judged(
         "head_is_new",
         "a language model's is the checkpoint's",
@@ -217,6 +224,13 @@ REJECTED = (
         "hidden once, before the training",
     ),
     Judged(
+        "future_unseen",
+        "an encoder",
+        foreseeing(0.0, 0.25),
+        "example 2 (4 tokens): the first half's logits depend on the second: gradient 0.25",
+        "attention has no causal mask",
+    ),
+    Judged(
         "head_is_new",
         "a part of a language model's",
         record(checkpoint={"brings_head": True, "missing": ("classifier.bias",)}),
@@ -236,6 +250,7 @@ NOT_APPLICABLE = (
     Judged("labels_survive_truncation", "labels of whole texts", HEALTHY, "cutting loses none"),
     Judged("decoder_inputs_shifted", "no decoder", HEALTHY, "gets no decoder_input_ids"),
     Judged("masking_is_random", "nothing hidden", HEALTHY, "no token is hidden"),
+    Judged("future_unseen", "whole texts", HEALTHY, "does not predict tokens one by one"),
 )
 
 

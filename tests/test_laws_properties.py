@@ -221,7 +221,13 @@ PARTS = {
     "modes": None,
     "probes": {},
 }
-OF_TOKENS = ("labels_masked_right", "labels_survive_truncation", "decoder_inputs_shifted", "masking_is_random")
+OF_TOKENS = (
+    "labels_masked_right",
+    "labels_survive_truncation",
+    "decoder_inputs_shifted",
+    "masking_is_random",
+    "future_unseen",
+)
 """Laws that have nothing to say of labels of whole texts."""
 NEEDS = {
     "loss_finite": {"steps"},

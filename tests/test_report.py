@@ -210,6 +210,13 @@ def test_the_tally_counts_cases_and_laws() -> None:
     assert summarise([]).tally == "0 cases: none finished; laws: none judged"
 
 
+def test_what_was_chosen_is_shown_with_its_reason() -> None:
+    """A pad token or a padding side that the tokenizer did not come with."""
+    shown = markdown(summarise([record(tokenizer={"reasons": {"pad_token": "no pad token in the tokenizer"}})]))
+    assert f"## Chosen\n\n- `{HEALTHY.name}`: no pad token in the tokenizer\n" in shown
+    assert "Chosen" not in markdown(summarise([HEALTHY]))
+
+
 if __name__ == "__main__":
     for name, summary in SUMMARIES.items():
         for suffix in PRINTERS:

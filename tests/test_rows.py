@@ -1,471 +1,229 @@
-"""Rows of every source, and what becomes of those that hold nothing to train on."""
+"""Rows in an experiment file: what each task reads, and every mistake at its line."""
 
-import json
-import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import datasets
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
-from trial import attempt, case, save
 
-from harness.errors import DataError
-from harness.experiment import FolderCheckpoint, Settings
-from harness.record import Record
-from harness.training import data as training_data
-from harness.training import rows as rows_module
-from harness.training.checkpoint import load
-from harness.training.rows import Rows, Stream, Table, open_rows
+from harness.errors import InvalidExperiment
+from harness.experiment import Settings, problem_of, read, texts
+from harness.experiment.row import classes_in
+from harness.laws import LAWS
 
-TEXTS = ["warm soup", "cold bread", "fresh bread", "stale soup", "a long wait for warm bread", "never again"]
-NAMES = ["good", "bad", "good", "bad", "good", "bad"]
+OPTIONS = {law.name: law.options for law in LAWS}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library keeps its tables away from the person's own."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def write(folder: Path, name: str, texts: list[Any] = TEXTS, labels: list[Any] = NAMES) -> Path:
-    """A file with two columns, of the kind that its name says."""
-    path = folder / name
-    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
-    match path.suffix:
-        case ".parquet":
-            Dataset.from_list(rows).to_parquet(path)
-        case ".jsonl" | ".json":
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        case ".csv":
-            Dataset.from_list(rows).to_csv(path, index=False)
-    return path
-
-
-def declared(folder: Path, **said: Any) -> Settings:
-    """Settings of an experiment in that folder with this data."""
-    folders = {"files": folder, "dataset": folder}
-    checkpoint = {"architecture": "bert", "size": "tiny"}
-    return Settings.model_validate(
-        {"checkpoint": checkpoint, "device": "cpu", "data": said}, context={"folders": folders}
+def mistakes(folder: Path, task: str, *lines: str) -> list[str]:
+    """What is wrong with a file of this task whose data are these lines, the first of them on line 5."""
+    file = folder / "a.yaml"
+    body = "\n".join(f"  {line}" for line in lines)
+    file.write_text(
+        f"task: {task}\ncheckpoint: {{architecture: {ARCHITECTURES.get(task, 'bert')}}}\n#\ndata:\n{body}\n"
     )
+    try:
+        read(file, OPTIONS)
+    except InvalidExperiment as error:
+        return [str(mistake).removeprefix(f"{folder}/") for mistake in error.mistakes]
+    return []
 
 
-def opened(folder: Path, **said: Any) -> Rows:
-    """The rows of that data."""
-    return open_rows(declared(folder, **said).data, "sequence-classification")
+ARCHITECTURES = {"causal-lm": "gpt2", "seq2seq-lm": "t5"}
+RIGHT = {
+    "one class": ("sequence-classification", "{text: a, label: 1}"),
+    "a pair": ("sequence-classification", "{text: a, text_pair: b, label: 1}"),
+    "several classes": ("sequence-classification", "{text: a, label: [0, 2]}"),
+    "no class": ("sequence-classification", "{text: a, label: []}"),
+    "a number": ("sequence-classification", "{text: a, label: 0.5}"),
+    "words": ("token-classification", "{words: [a, b], labels: [0, 1]}"),
+    "a question": ("question-answering", "{question: a, context: b c, answer: c}"),
+    "an answer that stands twice": ("question-answering", "{question: a, context: c c, answer: c, answer_start: 2}"),
+    "choices": ("multiple-choice", "{text: a, choices: [b, c], label: 1}"),
+    "hidden tokens": ("masked-lm", "{text: a}"),
+    "a text": ("causal-lm", "{text: a}"),
+    "prompt and answer": ("causal-lm", "{prompt: a, answer: b}"),
+    "a chat": ("causal-lm", "{messages: [{role: user, content: a}, {role: assistant, content: b}]}"),
+    "a target": ("seq2seq-lm", "{text: a, target: b}"),
+}
 
 
-def every(rows: Rows) -> list[tuple[Any, ...]]:
-    """Text and label of each row, in order."""
-    found = rows.get(range(len(rows))) if isinstance(rows, Table) else [row for _, row in rows]
-    return [tuple(row[role] for role in ("text", "text_pair", "label") if role in row) for row in found]
+@pytest.mark.parametrize(("task", "row"), RIGHT.values(), ids=RIGHT)
+def test_right_rows(tmp_path: Path, task: str, row: str) -> None:
+    """Each task's own roles."""
+    assert mistakes(tmp_path, task, "rows:", f"  - {row}", f"  - {row}") == []
 
 
-def trained(folder: Path, how: dict[str, Any] | None = None, model: Path | None = None, **said: Any) -> Record:
-    """The record of a few steps on that data, however they end; from a checkpoint's folder or random weights."""
-    trial = case(model, train=how or {"steps": 2, "batch_size": 2})
-    settings = trial.settings.model_copy(update={"data": declared(folder, **said).data})
-    return attempt(replace(trial, settings=settings))
+WRONG = {
+    "no roles": (
+        "masked-lm",
+        "{}",
+        "6: data.rows[0].text: found nothing, expected this key, which has no default",
+    ),
+    "a role of another task": (
+        "masked-lm",
+        "{text: a, label: 1}",
+        "6: data.rows[0].label: found an unknown role, expected one of text",
+    ),
+    "a misspelt role": (
+        "sequence-classification",
+        "{text: a, text_par: b, label: 1}",
+        (
+            "6: data.rows[0].text_par: found an unknown role, expected one of text, text_pair, label; "
+            "did you mean 'text_pair'?"
+        ),
+    ),
+    "an empty text": ("masked-lm", "{text: ' '}", "6: data.rows[0].text: found ' ', expected text that is not empty"),
+    "a number for a text": ("masked-lm", "{text: 5}", "6: data.rows[0].text: found 5, expected text; put it in quotes"),
+    "a row that is a text": ("masked-lm", "hello", "6: data.rows[0]: found 'hello', expected a mapping"),
+    "a label in words": (
+        "sequence-classification",
+        "{text: a, label: good}",
+        (
+            "6: data.rows[0].label: found 'good', expected a class (a whole number), a list of classes, or a number "
+            "with a point"
+        ),
+    ),
+    "a label below 0": (
+        "sequence-classification",
+        "{text: a, label: -1}",
+        "6: data.rows[0].label: found -1, expected a number of at least 0",
+    ),
+    "a class twice": (
+        "sequence-classification",
+        "{text: a, label: [1, 1]}",
+        "6: data.rows[0].label: found [1, 1], expected each class once",
+    ),
+    "too few labels": (
+        "token-classification",
+        "{words: [a, b], labels: [0]}",
+        "6: data.rows[0].labels: found 1 label, expected 2, one for each word",
+    ),
+    "a choice that is none": (
+        "multiple-choice",
+        "{text: a, choices: [b, c], label: 2}",
+        "6: data.rows[0].label: found 2, expected a choice from 0 to 1",
+    ),
+    "one choice": (
+        "multiple-choice",
+        "{text: a, choices: [b], label: 0}",
+        "6: data.rows[0].choices: found a list, expected at least 2 items",
+    ),
+    "an answer that is not there": (
+        "question-answering",
+        "{question: a, context: b c, answer: d}",
+        "6: data.rows[0].answer: found 'd', expected words as they stand in the context",
+    ),
+    "an answer that stands twice": (
+        "question-answering",
+        "{question: a, context: c c, answer: c}",
+        (
+            "6: data.rows[0].answer: found 'c', 2 times in the context, expected answer_start, the number of "
+            "characters before the one that is meant"
+        ),
+    ),
+    "an answer elsewhere": (
+        "question-answering",
+        "{question: a, context: c c, answer: c, answer_start: 1}",
+        "6: data.rows[0].answer_start: found 1, where the answer does not stand, expected one of 0, 2",
+    ),
+    "a chat without an answer": (
+        "causal-lm",
+        "{messages: [{role: user, content: a}]}",
+        "6: data.rows[0].messages: found no message of the assistant, expected at least one: there is nothing to learn",
+    ),
+    "a role of nobody": (
+        "causal-lm",
+        "{messages: [{role: robot, content: a}, {role: assistant, content: b}]}",
+        "6: data.rows[0].messages[0].role: found 'robot', expected 'system', 'user' or 'assistant'",
+    ),
+    "prompt without answer": (
+        "causal-lm",
+        "{prompt: a}",
+        "6: data.rows[0].answer: found nothing, expected this key, which has no default",
+    ),
+}
 
 
-# Sources
+@pytest.mark.parametrize(("task", "row", "expected"), WRONG.values(), ids=WRONG)
+def test_wrong_rows(tmp_path: Path, task: str, row: str, expected: str) -> None:
+    """Each mistake is told once, at its line, with what is expected."""
+    assert mistakes(tmp_path, task, "rows:", f"  - {row}") == [f"a.yaml:{expected}"]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json", "a.parquet"])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_every_kind_of_file_has_the_same_rows(tmp_path: Path, name: str, streaming: bool) -> None:
-    """Names become numbers in alphabetical order, whatever holds them, read as a whole or as a stream."""
-    write(tmp_path, name)
-    said = {"streaming": True, "label_names": ["bad", "good"]} if streaming else {}
-    rows = opened(tmp_path, files=name, **said)
-    assert isinstance(rows, Stream if streaming else Table)
-    assert every(rows) == [(text, int(label == "good")) for text, label in zip(TEXTS, NAMES, strict=True)]
-    assert (rows.labels.count, rows.labels.names) == (2, ("bad", "good"))
-
-
-def test_several_files_are_one_after_the_other(tmp_path: Path) -> None:
-    """In the order of the list, each pattern sorted."""
-    for number, name in enumerate(("2.csv", "1.csv", "0.csv")):
-        write(tmp_path, name, [f"text {name}"], [number])
-    assert every(opened(tmp_path, files=["2.csv", "[01].csv"])) == [
-        ("text 2.csv", 0),
-        ("text 0.csv", 2),
-        ("text 1.csv", 1),
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    """Of all rows, each at its own line."""
+    found = mistakes(
+        tmp_path,
+        "sequence-classification",
+        "num_labels: 2",
+        "rows:",
+        "  - {text: a, label: 1}",
+        "  - {text: '', label: 1}",
+        "  - {text: a, label: 2}",
+        "  - {text: a, label: 0.5}",
+        "  - {text: a}",
+    )
+    assert found == [
+        "a.yaml:8: data.rows[1].text: found '', expected text that is not empty",
+        "a.yaml:9: data.rows[2].label: found 2, expected a label from 0 to 1 (num_labels is 2)",
+        "a.yaml:10: data.rows[3].label: found 0.5, expected a label as in the first row, which has a class",
+        "a.yaml:11: data.rows[4].label: found nothing, expected this key, which has no default",
     ]
 
 
-def test_folder_is_a_dataset(tmp_path: Path) -> None:
-    """Its files' names say which split they are."""
-    (tmp_path / "reviews").mkdir()
-    write(tmp_path / "reviews", "train.csv")
-    write(tmp_path / "reviews", "test.csv", ["only this", "and this"], ["bad", "good"])
-    assert len(every(opened(tmp_path, dataset="./reviews"))) == 6
-    assert every(opened(tmp_path, dataset="./reviews", split="test")) == [("only this", 0), ("and this", 1)]
-    assert len(every(opened(tmp_path, dataset="./reviews", split="train[:50%]+test"))) == 5
+def test_rows_of_one_file_are_alike(tmp_path: Path) -> None:
+    """The same roles in each, and as many choices."""
+    assert mistakes(tmp_path, "causal-lm", "rows:", "  - {text: a}", "  - {prompt: a, answer: b}") == [
+        "a.yaml:7: data.rows[1]: found a row with prompt, answer, expected text, as in the first row"
+    ]
+    rows = ("  - {text: a, choices: [b, c], label: 0}", "  - {text: a, choices: [b, c, d], label: 0}")
+    assert mistakes(tmp_path, "multiple-choice", "rows:", *rows) == [
+        "a.yaml:7: data.rows[1].choices: found 3 choices, expected 2, as in the first row"
+    ]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_columns_get_their_roles(tmp_path: Path, streaming: bool) -> None:
-    """Columns are renamed, also where two names change places; others are left alone."""
-    table = {"label": ["a", "b"], "sentence1": ["c", "d"], "text": [1, 0], "more": [0.5, 0.6]}
-    Dataset.from_dict(table).to_parquet(tmp_path / "a.parquet")
-    columns = {"text": "label", "text_pair": "sentence1", "label": "text"}
-    rows = opened(tmp_path, files="a.parquet", columns=columns, streaming=streaming, num_labels=2)
-    assert every(rows) == [("a", "c", 1), ("b", "d", 0)]
+def test_problem_type_and_labels_agree(tmp_path: Path) -> None:
+    """A number is no class, and a class no list."""
+    for problem, label, says in (
+        ("regression", "[0, 1]", "found a list, expected a number (problem_type is regression)"),
+        ("single_label_classification", "0.5", "found 0.5, expected a class (problem_type is single_label_class"),
+        ("multi_label_classification", "1", "found 1, expected a list of classes (problem_type is multi_label_class"),
+    ):
+        rows = (f"problem_type: {problem}", "rows:", f"  - {{text: a, label: {label}}}")
+        (found,) = mistakes(tmp_path, "sequence-classification", *rows)
+        assert found.startswith(f"a.yaml:7: data.rows[0].label: {says}")
 
 
-def test_rows_are_limited_and_shuffled_by_seed(tmp_path: Path) -> None:
-    """A seed chooses which rows there are; their places stay those of the source."""
-    write(tmp_path, "a.csv")
-    assert every(opened(tmp_path, files="a.csv", limit=2)) == [("warm soup", 1), ("cold bread", 0)]
-    one, same, other = (opened(tmp_path, files="a.csv", limit=4, shuffle_seed=seed) for seed in (1, 1, 2))
-    assert every(one) == every(same) != every(other)
-    assert isinstance(one, Table)
-    assert [TEXTS[one.place(index)] for index in range(4)] == [text for text, _ in every(one)]
-    stream = opened(tmp_path, files="a.csv", limit=2, streaming=True, num_labels=2, label_names=["bad", "good"])
-    assert every(stream) == [("warm soup", 1), ("cold bread", 0)]
+def test_sequences_are_for_classification(tmp_path: Path) -> None:
+    """Sugar for rows with a text and a label, of no use to other tasks, and not beside rows."""
+    lines = ("sequences: [a]", "labels: [1]")
+    assert mistakes(tmp_path, "sequence-classification", *lines) == []
+    assert mistakes(tmp_path, "masked-lm", *lines) == [
+        (
+            "a.yaml:5: data.sequences: found sequences for masked-lm, expected rows: sequences and labels are for "
+            "sequence-classification"
+        )
+    ]
+    both = mistakes(tmp_path, "sequence-classification", *lines, "rows: [{text: a, label: 1}]")
+    assert both == [
+        "a.yaml:5: data.sequences: found sequences beside rows, expected one of the two",
+        "a.yaml:6: data.labels: found labels beside rows, expected one of the two",
+    ]
 
 
-def test_words_that_csv_readers_take_for_nothing_are_words(tmp_path: Path) -> None:
-    """`NA`, `null` and `None` are texts like others."""
-    (tmp_path / "a.csv").write_text("text,label\nNA,0\nnull,1\nNone,0\n")
-    assert every(opened(tmp_path, files="a.csv")) == [("NA", 0), ("null", 1), ("None", 0)]
+def test_sequences_are_rows() -> None:
+    """What trains sees rows, however the file writes them."""
+    said = {"checkpoint": {"architecture": "bert"}, "data": {"sequences": ["a", "b"], "labels": [1, 0]}}
+    assert Settings.model_validate(said).data.given == ({"text": "a", "label": 1}, {"text": "b", "label": 0})
 
 
-def test_without_the_library_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An extra that is not installed is named; texts that are written out need none."""
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    write_nothing = tmp_path / "a.csv"
-    write_nothing.write_text("text,label\na,0\n")
-    with pytest.raises(DataError, match=r"pip install 'pytest-finetune\[data\]'"):
-        opened(tmp_path, files="a.csv")
-    assert every(opened(tmp_path, sequences=["a"], labels=[0])) == [("a", 0)]
-
-
-# Labels
-
-
-def test_features_name_the_classes(tmp_path: Path) -> None:
-    """A dataset's own names keep their order, also of a stream, and also those that no row has."""
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["z", "y", "x"])})
-    Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features).to_parquet(tmp_path / "a.parquet")
-    for streaming in (False, True):
-        rows = opened(tmp_path, files="a.parquet", streaming=streaming)
-        assert (rows.labels.names, every(rows)) == (("z", "y", "x"), [("a", 2), ("b", 0)])
-        rows = opened(tmp_path, files="a.parquet", streaming=streaming, label_names=["x", "y", "z"])
-        assert (rows.labels.names, every(rows)) == (("x", "y", "z"), [("a", 0), ("b", 2)])
-        with pytest.raises(DataError, match=r"the labels are 'z', 'y', 'x', and data.label_names has 'x', 'y', 'w'"):
-            opened(tmp_path, files="a.parquet", streaming=streaming, label_names=["x", "y", "w"])
-
-
-@pytest.mark.parametrize(
-    ("labels", "said", "count"),
-    [([0, 2], {}, 3), ([0, 0], {}, 2), ([0, 1], {"num_labels": 5}, 5), ([True, False], {}, 2)],
-)
-def test_numbers_are_counted(tmp_path: Path, labels: list[int], said: dict[str, Any], count: int) -> None:
-    """As for texts that are written out: the highest and one, at least 2, or what is declared."""
-    write(tmp_path, "a.parquet", ["a", "b"], labels)
-    rows = opened(tmp_path, files="a.parquet", **said)
-    assert (rows.labels.count, rows.labels.names) == (count, None)
-    assert [type(label) for _, label in every(rows)] == [int, int]
-
-
-@pytest.mark.parametrize("pretrained", [False, True])
-def test_model_gets_the_names(tmp_path: Path, pretrained: bool) -> None:
-    """The head has as many classes as the data, and the config says what they are called."""
-    write(tmp_path, "a.csv", [*TEXTS, "so so"], [*NAMES, "fair"])
-    settings = declared(tmp_path, files="a.csv")
-    if pretrained:
-        settings = settings.model_copy(update={"checkpoint": FolderCheckpoint(path=save(tmp_path / "model"))})
-    config = load(settings).model.config
-    assert config.num_labels == 3
-    assert config.id2label == {0: "bad", 1: "fair", 2: "good"}
-    assert config.label2id == {"bad": 0, "fair": 1, "good": 2}
-
-
-def test_record_says_what_was_read(tmp_path: Path) -> None:
-    """Rows, classes and their counts stand in the record, and what the loop waited for in each step."""
-    write(tmp_path, "a.csv")
-    record = trained(tmp_path, files="a.csv")
-    assert record.finished, record.traceback
-    assert record.data is not None
-    assert (record.data.source, record.data.rows, record.data.seen) == ("a.csv", 6, 6)
-    assert (record.data.label_names, record.data.labels) == (("bad", "good"), {"0": 3, "1": 3})
-    assert all(
-        0 <= waited <= whole for waited, whole in zip(record.steps.data_seconds, record.steps.seconds, strict=True)
-    )
-
-
-# Bad input
-
-BAD: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
-    "missing column": (
-        "a.csv",
-        b"sentence,label\ngood,1\n",
-        {},
-        "a.csv: no column 'text', it has 'sentence', 'label'; data.columns says which column is what",
-    ),
-    "missing columns": (
-        "a.csv",
-        b"a,b\ngood,1\n",
-        {"columns": {"text": "c"}},
-        "a.csv: no columns 'c' and 'label', it has 'a', 'b'; data.columns says which column is what",
-    ),
-    "column of numbers": (
-        "a.csv",
-        b"text,label\n5,1\n6,0\n",
-        {},
-        "a.csv: column 'text' holds int64, expected text for the role text",
-    ),
-    "floats": (
-        "a.csv",
-        b"text,label\na,0.5\nb,1.5\n",
-        {},
-        "a.csv: column 'label' holds float64, expected classes as names or whole numbers",
-    ),
-    "no rows": ("a.csv", b"text,label\n", {}, "a.csv: split train has no rows"),
-    "no split": ("a.csv", b"text,label\na,0\n", {"split": "test"}, "a.csv: cannot be read: Unknown split"),
-    "nothing": ("a.csv", b"", {}, "a.csv: cannot be read: "),
-    "null": (
-        "a.jsonl",
-        b'{"text": "a", "label": 0}\n{"text": null, "label": 1}\n',
-        {},
-        "a.jsonl: row 1: text is missing (null)",
-    ),
-    "empty": (
-        "a.jsonl",
-        b'{"text": "a", "label": 0}\n{"text": " ", "label": 1}\n',
-        {},
-        "a.jsonl: row 1: text is empty (' '), expected text",
-    ),
-    "empty cell": ("a.csv", b"text,label\na,0\n,1\nb,0\n", {}, "a.csv: row 1: text is missing (null), expected text"),
-    "short row": ("a.csv", b"label,text\n0,a\n1\n0,c\n", {}, "a.csv: row 1: text is missing (null), expected text"),
-    "ragged row": (
-        "a.csv",
-        b"text,label\na,0\nb,1,2\n",
-        {},
-        "a.csv: cannot be read: Error tokenizing data. C error: Expected 2 fields in line 3, saw 3",
-    ),
-    "not UTF-8": (
-        "a.csv",
-        b"text,label\na,0\ncaf\xe9,1\n",
-        {},
-        "a.csv: a.csv, line 3: not UTF-8: byte 0xe9 in b'caf\\xe9,1\\n'",
-    ),
-    "not JSON": ("a.jsonl", b'{"text": "a", "label": 0}\n{"text": \n', {}, "a.jsonl: cannot be read: "),
-    "label beyond": (
-        "a.csv",
-        b"text,label\na,0\nb,2\nc,1\n",
-        {"num_labels": 2},
-        "a.csv: row 1: the label 2 is not from 0 to 1",
-    ),
-    "negative label": ("a.csv", b"text,label\na,0\nb,-1\n", {}, "a.csv: row 1: the label -1 is not from 0 to 1"),
-    "unknown label": (
-        "a.csv",
-        b"text,label\na,good\nb,fair\nc,bad\nd,poor\n",
-        {"label_names": ["bad", "good"]},
-        "a.csv: row 1: the label 'fair' is none of 'bad', 'good'; row 3: the label 'poor' is none of 'bad', 'good'",
-    ),
-    "no label": (
-        "a.csv",
-        b"text,label\na,good\nb,\nc,bad\n",
-        {},
-        "a.csv: row 1: the label is missing (null), expected a whole number or one of 'bad', 'good'",
-    ),
-    "one class": (
-        "a.csv",
-        b"text,label\na,good\nb,good\n",
-        {},
-        "a.csv: every row has the label 'good'; data.label_names says which others there are",
-    ),
-    "no label at all": ("a.jsonl", b'{"text": "a", "label": null}\n', {}, "a.jsonl: no row has a label"),
-    "too few names": (
-        "a.csv",
-        b"text,label\na,x\nb,y\nc,z\n",
-        {"num_labels": 2},
-        "a.csv: 3 labels ('x', 'y', 'z'), and num_labels is 2",
-    ),
-    "no token": (
-        "a.csv",
-        "text,label\na,0\n\u200b,1\n".encode(),
-        {},
-        "a.csv: row 1: the tokenizer makes no token of the text '\\u200b'",
-    ),
-    "one column for two": (
-        "a.csv",
-        b"text,label\na,0\nb,1\n",
-        {"columns": {"text": "text", "text_pair": "text"}},
-        "column 'text' has two roles in data.columns, expected one column for each",
-    ),
-    "classes of a stream": (
-        "a.csv",
-        b"text,label\na,0\nb,1\n",
-        {"streaming": True},
-        "a.csv: the labels of a stream are not known before its end: data.label_names or num_labels",
-    ),
-}
-IN_STREAMS = (
-    "missing column",
-    "no rows",
-    "null",
-    "empty cell",
-    "ragged row",
-    "label beyond",
-    "unknown label",
-    "no token",
-    "not UTF-8",
-)
-
-
-def crashes(folder: Path, name: str, content: bytes, said: dict[str, Any], expected: str) -> None:
-    """Training on that file ends before the first step, and says so."""
-    (folder / name).write_bytes(content)
-    record = trained(folder, files=name, **said)
-    assert record.outcome == "crashed"
-    assert record.reason.startswith(f"DataError: {expected}"), record.reason
-    assert record.steps.loss == ()
-
-
-@pytest.mark.parametrize(("name", "content", "said", "expected"), BAD.values(), ids=BAD)
-def test_bad_input_is_named(tmp_path: Path, name: str, content: bytes, said: dict[str, Any], expected: str) -> None:
-    """Column, line or row, what was found, and what is expected."""
-    crashes(tmp_path, name, content, said, expected)
-
-
-@pytest.mark.parametrize("case_", IN_STREAMS)
-def test_bad_input_of_a_stream_is_named(tmp_path: Path, case_: str) -> None:
-    """The same, where rows are read while training goes on."""
-    name, content, said, expected = BAD[case_]
-    expected = expected.partition(";")[0] if "row" in expected else expected
-    crashes(tmp_path, name, content, {"num_labels": 2, **said, "streaming": True}, expected)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_wrong_types_in_a_row_are_named(tmp_path: Path, streaming: bool) -> None:
-    """JSON may hold anything: a list is no text."""
-    (tmp_path / "a.jsonl").write_text('{"text": ["a"], "label": 0}\n{"text": ["b"], "label": 1}\n')
-    record = trained(tmp_path, files="a.jsonl", streaming=streaming, num_labels=2)
-    assert record.outcome == "crashed"
-    assert "DataError: a.jsonl: " in record.reason
-    assert "expected text" in record.reason
-
-
-DROPPED = "text,label\ngood soup,good\n,bad\nbad soup,bad\nsoup,fair\n\u200b,good\nmore soup,\nfine bread,good\n"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("loop", ["custom", "trainer"])
-def test_dropped_rows_are_counted(tmp_path: Path, streaming: bool, loop: str) -> None:
-    """With `invalid_rows: drop` the others train, and the record says how many are missing, which and why."""
-    (tmp_path / "a.csv").write_text(DROPPED)
-    said = {"invalid_rows": "drop", "label_names": ["bad", "good"], "streaming": streaming}
-    record = trained(tmp_path, {"loop": loop, "steps": 4, "batch_size": 2}, files="a.csv", **said)
-    assert record.finished, record.traceback
-    assert record.data is not None
-    assert (record.data.rows, record.data.dropped) == (3, 4)
-    notes = {row.row: row.note for row in record.data.dropped_rows}
-    assert notes.keys() == {1, 3, 4, 5}
-    assert notes[1] == "text is missing (null), expected text"
-    assert notes[3] == "the label 'fair' is none of 'bad', 'good'"
-    assert notes[4] == "the tokenizer makes no token of the text '\\u200b'"
-    assert sorted(example.text for example in record.examples) == ["bad soup", "fine bread", "good soup"]
-
-
-def test_nothing_is_left(tmp_path: Path) -> None:
-    """All rows dropped is an error and not an empty training."""
-    (tmp_path / "a.csv").write_text("text,label\n,good\n,bad\n")
-    record = trained(tmp_path, files="a.csv", invalid_rows="drop", label_names=["good", "bad"])
-    assert record.reason.startswith("DataError: a.csv: ")
-    assert record.outcome == "crashed"
-
-
-def test_emoji_are_trained_on_and_counted(tmp_path: Path) -> None:
-    """Unknown characters are the unknown token, and the record says how many."""
-    (tmp_path / "a.csv").write_text("text,label\nwarm soup,0\n\U0001f642\U0001f642 \U0001f642,1\n", encoding="utf-8")
-    record = trained(tmp_path, model=save(tmp_path / "model"), files="a.csv")
-    assert record.finished, record.traceback
-    assert record.data is not None
-    assert record.data.unknown_tokens == 2
-    assert [row.row for row in record.data.most_unknown] == [1]
-
-
-def test_texts_beyond_the_models_positions_are_cut_and_counted(tmp_path: Path) -> None:
-    """A tokenizer that knows no limit takes the model's; the record says how much was cut off."""
-    write(tmp_path, "a.csv", ["soup", "bread " * 100], [0, 1])
-    record = trained(tmp_path, model=save(tmp_path / "model"), files="a.csv")
-    assert record.finished, record.traceback
-    assert record.data is not None
-    assert record.tokenizer is not None
-    assert record.tokenizer.max_length == 64
-    assert [(row.row, row.note) for row in record.data.most_cut] == [(1, "38 of 102 tokens cut off")]
-
-
-def test_declared_length_beyond_the_models_positions_is_an_error(tmp_path: Path) -> None:
-    """Where `max_length` lets a text through that has no positions, the row is named before a step is begun."""
-    write(tmp_path, "a.csv", ["soup", "bread " * 100], [0, 1])
-    how = {"steps": 1, "batch_size": 2, "max_length": 80}
-    record = trained(tmp_path, how, save(tmp_path / "model"), files="a.csv")
-    assert record.outcome == "crashed"
-    assert (
-        record.reason == "DataError: a.csv: row 1: 80 tokens, and the model has positions for 64; see train.max_length"
-    )
-
-
-# Large tables
-
-
-@pytest.fixture
-def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts as large begins at three rows."""
-    monkeypatch.setattr(rows_module, "WHOLE", 3)
-    monkeypatch.setattr(training_data, "WHOLE", 3)
-
-
-@pytest.mark.usefixtures("small_limits")
-def test_large_table_is_checked_as_it_is_drawn(tmp_path: Path) -> None:
-    """Opening looks at no row; the one that is drawn and bad is named."""
-    write(tmp_path, "a.jsonl", [*TEXTS, None], [*NAMES, "good"])
-    rows = opened(tmp_path, files="a.jsonl", label_names=["bad", "good"])
-    assert len(rows.get([0, 5])) == 2 if isinstance(rows, Table) else pytest.fail("no table")
-    with pytest.raises(DataError, match=r"a.jsonl: row 6: text is missing \(null\)"):
-        rows.get([6])
-
-
-@pytest.mark.usefixtures("small_limits")
-@pytest.mark.parametrize("batching", ["in_order", "grouped"])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_loops_see_the_same_batches_of_large_data(tmp_path: Path, streaming: bool, batching: str) -> None:
-    """Tables and streams that are read while training goes on, over several epochs."""
-    write(tmp_path, "a.csv")
-    said = {"files": "a.csv", "streaming": streaming, "label_names": ["bad", "good"]}
-    how = {"steps": 8, "batch_size": 4, "batching": batching}
-    custom, trainer = (trained(tmp_path, {**how, "loop": loop}, **said) for loop in ("custom", "trainer"))
-    assert custom.finished, custom.traceback
-    assert trainer.finished, trainer.traceback
-    assert custom.steps.examples == trainer.steps.examples
-    assert custom.steps.digest == trainer.steps.digest
-    assert custom.steps.loss == trainer.steps.loss
-    assert [len(batch) for batch in custom.steps.examples] == [4, 2] * 4
-    epochs = [sum(custom.steps.examples[step : step + 2], ()) for step in range(0, 8, 2)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(6))] * 4
-    assert len(set(epochs)) > 1
-    assert custom.data is not None
-    assert (custom.data.rows, custom.data.seen) == (6, 6)
-
-
-def test_the_library_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No progress bar is drawn into the report, and bars are on again afterwards."""
-    write(tmp_path, "a.csv")
-    opened(tmp_path, files="a.csv")
-    assert "Generating" not in capfd.readouterr().err
-    assert not datasets.are_progress_bars_disabled()
-
-
-def test_nothing_of_a_table_is_held_in_memory(tmp_path: Path) -> None:
-    """Rows of files are memory-mapped from the library's cache."""
-    write(tmp_path, "a.parquet", ["words " * 50] * 20_000, [0, 1] * 10_000)
-    rows = opened(tmp_path, files="a.parquet", num_labels=2)
-    assert isinstance(rows, Table)
-    assert sum(Path(file["filename"]).stat().st_size for file in rows.rows.cache_files) > 5e6
+def test_what_rows_say() -> None:
+    """Texts at any depth, the problem and the classes of labels."""
+    row = {"messages": [{"role": "user", "content": "a"}], "words": ["b", "c"], "label": 1}
+    assert list(texts(row)) == ["user", "a", "b", "c"]
+    assert problem_of([[0, 1]]) == "multi_label_classification"
+    assert problem_of([1], "regression") == "regression"
+    assert [classes_in([row]) for row in ({"label": 4}, {"labels": [0, 6]}, {"label": []}, {"text": "a"})] == [
+        5,
+        7,
+        2,
+        2,
+    ]

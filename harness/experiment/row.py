@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from harness.errors import count, meant, shown
@@ -211,7 +211,7 @@ def _inconsistent(kind: type[Declared], row: Row, classes: int | None, problem_t
         yield from _wrong_label(row["label"], classes, problem_type)
     elif kind is LabelledWords:
         if len(row["words"]) != len(row["labels"]):
-            yield ("labels",), problem(f"{len(row['labels'])} labels", f"{len(row['words'])}, one for each word")
+            yield ("labels",), problem(count(len(row["labels"]), "label"), f"{len(row['words'])}, one for each word")
         yield from _too_high(row["labels"], classes, ("labels",))
     elif kind is Choice and row["label"] >= len(row["choices"]):
         yield ("label",), problem(str(row["label"]), f"a choice from 0 to {len(row['choices']) - 1}")
@@ -295,5 +295,4 @@ def texts(value: Any) -> Iterator[str]:
 
 def roles(task: str) -> tuple[str, ...]:
     """All roles that rows of a task may have."""
-    kinds: tuple[type[BaseModel], ...] = ROLES[task]
-    return tuple(dict.fromkeys(role for kind in kinds for role in kind.model_fields))
+    return tuple(dict.fromkeys(role for kind in ROLES[task] for role in kind.model_fields))

@@ -71,6 +71,7 @@ LAWS: tuple[Law, ...] = (
     dependence.padding_changes_nothing,
     dependence.examples_stay_apart,
     dependence.every_token_counts,
+    dependence.future_unseen,
     slow.overfits_one_batch,
     slow.deterministic,
     slow.ways_agree,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.laws.law import Verdict, broken, held, invalid, law, probed, vacuous
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed, vacuous
 from harness.record import Record
 
 POWER = 10
@@ -102,3 +102,29 @@ def every_token_counts(record: Record) -> Verdict:
                 else "they are masked, or lie behind the position that the head reads",
             )
     return held(f"{sum(evidence['lengths'])} tokens of {len(evidence['lengths'])} examples")
+
+
+@law(probes=("dependence",))
+def future_unseen(record: Record) -> Verdict:
+    """Where tokens are predicted one by one, no result depends on a token behind its own.
+
+    By gradient: the logits of the first half of each text on the embedded tokens of the second, exactly 0. An encoder
+    that is trained as a decoder (BERT without `is_decoder`) sees the token that it has to predict, and its loss falls
+    to 0 all the same.
+    """
+    evidence = probed(record, "dependence")
+    if isinstance(evidence, Verdict):
+        return evidence
+    if "future" not in evidence:
+        return not_applicable("the task does not predict tokens one by one")
+    found = [float(gradient) for gradient in evidence["future"]]
+    for index, length, gradient in zip(evidence["examples"], evidence["lengths"], found, strict=True):
+        if gradient != 0:
+            return broken(
+                f"example {index} ({length} tokens): the first half's logits depend on the second: gradient "
+                f"{gradient:.3g}",
+                cause="attention has no causal mask: an encoder (is_decoder: false), or a mask of another convention",
+            )
+    if max(evidence["lengths"]) < 2:
+        return vacuous("no text has two tokens")
+    return held(f"{len(found)} examples")

@@ -83,28 +83,27 @@ def labels_masked_right(record: Record) -> Verdict:
     from the end of every text where the pad token is the end token: such a model never learns to stop. Exact. Where
     tokens are hidden at random, the others have no label, and which these are is left to masking_is_random.
     """
-    rows = _rows(record)
-    if rows is None:
+    found = _rows(record)
+    if found is None:
         return not_applicable("labels are of whole texts")
-    seen, learnt = 0, 0
+    rows = list(found)
+    if not rows:
+        return invalid("no labels of tokens reached the model")
     for row in rows:
         if len(row.found) < len(row.declared):
             return broken(f"{row.place}: {len(row.found)} labels for {len(row.declared)} tokens")
-        seen += 1
+        lost = [place for place in row.inside if row.found[place] == IGNORED != row.at(place)]
+        if lost and record.masking is None:
+            declared = row.at(lost[0])
+            message = f"{row.place}: label -100 at position {lost[0]}, expected {declared}"
+            return broken(message, _why_ignored(record, declared))
+    for row in rows:
         for place, label in enumerate(row.found):
-            declared = row.at(place)
-            learnt += label != IGNORED
-            if label != IGNORED and declared == IGNORED:
-                return broken(
-                    f"{row.place}: label {label} at position {place}, expected -100", _why_labelled(row, place)
-                )
-            if label == IGNORED and declared != IGNORED and record.masking is None:
-                return broken(
-                    f"{row.place}: label -100 at position {place}, expected {declared}", _why_ignored(record, declared)
-                )
-    if not seen:
-        return invalid("no labels of tokens reached the model")
-    return held(f"{learnt} labels in {count(seen, 'row')}")
+            if label != IGNORED == row.at(place):
+                message = f"{row.place}: label {label} at position {place}, expected -100"
+                return broken(message, _why_labelled(row, place))
+    learnt = sum(label != IGNORED for row in rows for label in row.found)
+    return held(f"{learnt} labels in {count(len(rows), 'row')}")
 
 
 def _why_labelled(row: Row, place: int) -> str:

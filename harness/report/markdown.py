@@ -24,6 +24,7 @@ def markdown(summary: Summary) -> str:
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
+        _section("Chosen", [f"- {_code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
         _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
         _costs(summary),

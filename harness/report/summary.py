@@ -25,6 +25,8 @@ class Row:
     last_loss: float | None
     speed: Throughput | NotMeasured
     memory: Memory
+    chosen: tuple[str, ...] = ()
+    """What was chosen for the experiment, and why."""
 
     def count(self, outcome: str) -> int:
         """How many verdicts of that kind."""
@@ -113,4 +115,5 @@ def _row(record: Record) -> Row:
         last_loss=losses[-1] if losses else None,
         speed=throughput(record),
         memory=record.memory,
+        chosen=tuple(record.tokenizer.reasons.values()) if record.tokenizer is not None else (),
     )

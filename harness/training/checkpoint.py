@@ -134,7 +134,7 @@ def load(settings: experiment.Settings) -> Loaded:
         source=str(source),
         revision=revision,
         pretrained=True,
-        missing=tuple(sorted(report["missing_keys"])),
+        missing=tuple(sorted({_canonical(model).get(key, key) for key in report["missing_keys"]})),
         unused=tuple(sorted(report["unexpected_keys"])),
         mismatched=tuple(sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])),
         brings_head=task.brings_head,
@@ -271,10 +271,18 @@ def _fit_padding(model: Model, words: Tokenizer, task: Task) -> dict[str, str]:
     if words.pad_token_id is None:
         role = "end" if words.eos_token is not None else "unknown"
         words.pad_token = words.eos_token or words.unk_token
-        reasons["pad_token"] = f"the tokenizer has none: its {role} token {words.pad_token!r} serves, masked"
+        reasons["pad_token"] = f"no pad token in the tokenizer: its {role} token {words.pad_token!r} serves, masked"
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = words.pad_token_id
     if task.padding_side is not None and words.padding_side != task.padding_side[0]:
-        reasons["padding_side"] = f"{task.padding_side[0]}, not {words.padding_side}: {task.padding_side[1]}"
+        reasons["padding_side"] = (
+            f"padding on the {task.padding_side[0]}, not on the {words.padding_side}: {task.padding_side[1]}"
+        )
         words.padding_side = task.padding_side[0]
     return reasons
+
+
+def _canonical(model: Model) -> dict[str, str]:
+    """The one name of each parameter that has several, as tied ones do."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}

@@ -58,6 +58,8 @@ class Fault:
     """Public threads where it happened, or the published list of operators that it is taken from."""
     loops: frozenset[str] = BOTH
     """Where it can happen."""
+    tasks: frozenset[str] = frozenset()
+    """Of which it is a mistake; empty where it is one of every task."""
     load: Load = nothing_loaded
     """Changes the checkpoint, before anything is made of it."""
     seed: Seed = nothing_seeded
@@ -67,14 +69,18 @@ class Fault:
 HEALTHY = Fault("none", "Nothing is wrong.", "")
 
 
-def fault(source: str, *, loops: frozenset[str] | set[str] = BOTH) -> Callable[[Seed], Fault]:
+def fault(
+    source: str, *, loops: frozenset[str] | set[str] = BOTH, tasks: frozenset[str] | set[str] = frozenset()
+) -> Callable[[Seed], Fault]:
     """Make a fault of a function ``(work, patch) -> work``: its name, and its docstring as the description."""
-    return lambda seed: Fault(seed.__name__, _sentence(seed), source, frozenset(loops), seed=seed)
+    return lambda seed: Fault(
+        seed.__name__, _sentence(seed), source, frozenset(loops), tasks=frozenset(tasks), seed=seed
+    )
 
 
-def loading_fault(source: str) -> Callable[[Load], Fault]:
+def loading_fault(source: str, *, tasks: frozenset[str] | set[str] = frozenset()) -> Callable[[Load], Fault]:
     """Make a fault of a function ``(loaded, patch) -> loaded``."""
-    return lambda load: Fault(load.__name__, _sentence(load), source, load=load)
+    return lambda load: Fault(load.__name__, _sentence(load), source, tasks=frozenset(tasks), load=load)
 
 
 def _sentence(function: Callable[..., Any]) -> str:

@@ -190,14 +190,11 @@ def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[
     """
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
     rows = {index: _row(work.examples.rows, index, watch) for index in indices}
-    return tuple(
-        _example(
-            index,
-            " | ".join(work.task.texts([row])),
-            work.task.expected(row, loaded.tokenizer, work.max_length),
-        )
-        for index, row in rows.items()
-    )
+
+    def expected(index: int) -> Features:
+        return work.task.expected(rows[index], loaded.tokenizer, work.max_length)
+
+    return tuple(_example(index, " | ".join(work.task.texts([rows[index]])), expected(index)) for index in indices)
 
 
 def _row(rows: Rows, index: int, watch: Watch) -> Row:

@@ -19,6 +19,7 @@ from harness.training.faults import (
     order,
     saving,
     schedule,
+    token,
     tokenizer,
     trainer,
 )
@@ -28,6 +29,7 @@ __all__ = ["FAULTS"]
 FAULTS: tuple[Fault, ...] = (
     *tokenizer.FAULTS,
     *label.FAULTS,
+    *token.FAULTS,
     *collator.FAULTS,
     *order.FAULTS,
     *loading.FAULTS,

@@ -18,7 +18,7 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
     The embedding's output is caught before any other hook sees it, on the twin in eval mode. Figures are the largest
     absolute values: on tokens of other examples, on padding, and the tokens of each example whose gradient is
-    exactly 0.
+    exactly 0; where tokens are predicted one by one, also that of the first half's logits on the tokens behind it.
     """
     model = twin(work.model)
     indices = chosen(work.examples.lengths)
@@ -44,7 +44,19 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
         found["own"].append(float(mine.max()))
         dead = torch.nonzero((mine == 0) & real).flatten()
         found["dead"].append([int(place) - whole.real(row, width).start for place in dead])
+    if work.task.causal:
+        found["future"] = [_future(tables, results, row, whole.read(row, width)) for row in range(len(whole.lengths))]
     return {"examples": list(whole.examples), "lengths": list(whole.lengths), **found}
+
+
+def _future(tables: list[_Table], results: torch.Tensor, row: int, real: slice) -> float:
+    """Largest gradient of the logits of a text's first half on the tokens of its second."""
+    middle = (real.start + real.stop + 1) // 2
+    embedded = [table.embedded for table in tables if table.unshifted]
+    said = results[row, real.start : middle].square().sum()
+    gradients = torch.autograd.grad(said, embedded, retain_graph=True, allow_unused=True)
+    behind = [gradient[row, middle : real.stop] for gradient in gradients if gradient is not None]
+    return max((float(gradient.abs().max()) for gradient in behind if gradient.numel()), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,14 @@ Spans = tuple[tuple[int, int], ...]
 class CausalLM(Task):
     """`text`; or `prompt` and `answer`, of which the answer is learnt; or `messages`, of which the assistant's are.
 
-    The end of the text is learnt, too: its end-of-sequence token has a label, also where it is the pad token.
+    The end of the text is learnt, too: its end-of-sequence token has a label, also where it is the pad token. The first
+    token has none, for nothing stands before it; transformers' Trainer counts one there for models such as GPT-2, and
+    divides their loss by it.
     """
 
     auto = AutoModelForCausalLM
     per = "token"
+    causal = True
     brings_head = True
     padding_side = ("right", "positions are counted from the first column, which has to be a token")
     chat_template = (
@@ -47,17 +50,18 @@ class CausalLM(Task):
         for row in rows:
             text, spans = written(row, tokenizer)
             encoded, ids = tokens(row, text, tokenizer)
-            offsets = encoded["offset_mapping"]
+            added, offsets = encoded["special_tokens_mask"], encoded["offset_mapping"]
             learnt = [
-                start < end and any(start < stop and end > begin for begin, stop in spans) for start, end in offsets
+                not special and any(_meets(start, end, *span) for span in spans)
+                for special, (start, end) in zip(added, offsets, strict=True)
             ]
-            learnt = [*learnt, *[True] * (len(ids) - len(learnt))]
+            learnt += [True] * (len(ids) - len(learnt))
             if "messages" not in row and ids[-1] == tokenizer.eos_token_id:
                 learnt[-1] = True
             ids, learnt = ids[:max_length], learnt[:max_length]
+            learnt[0] = False  # there is no token before it to predict it from
             labels = [token if mine else IGNORED for token, mine in zip(ids, learnt, strict=True)]
-            kept = {name: values for name, values in encoded.items() if name != "offset_mapping"}
-            found.append({**columns(kept, ids), "labels": labels})
+            found.append({**columns(_inputs(encoded), ids), "labels": labels})
         return found
 
     def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
@@ -65,14 +69,16 @@ class CausalLM(Task):
         text, spans = written(row, tokenizer)
         encoded, ids = tokens(row, text, tokenizer)
         learnt = {place for begin, stop in spans for place in range(begin, stop)}
+        seams = learnt | {stop for _, stop in spans}
         labels = []
         for place, token in enumerate(ids):
-            characters = encoded.token_to_chars(place) if place < len(encoded["input_ids"]) else None
+            of_text = place < len(encoded["input_ids"]) and encoded.token_to_sequence(place) is not None
+            span = encoded.token_to_chars(place) if of_text else None
+            held = range(span.start, span.end) if span is not None else range(0)
+            inside = span is not None and (not learnt.isdisjoint(held) if held else span.start in seams)
             ends = place == len(ids) - 1 and token == tokenizer.eos_token_id and "messages" not in row
-            inside = characters is not None and not learnt.isdisjoint(range(characters.start, characters.end))
-            labels.append(token if inside or ends else IGNORED)
-        kept = {name: values for name, values in encoded.items() if name != "offset_mapping"}
-        return {**columns(kept, ids[:max_length]), "labels": labels[:max_length]}
+            labels.append(token if place and (inside or ends) else IGNORED)
+        return {**columns(_inputs(encoded), ids[:max_length]), "labels": labels[:max_length]}
 
     def collator(self, tokenizer: Any, model: Any) -> Collator:
         """Pads labels with -100 wherever there is padding, and nowhere else.
@@ -94,6 +100,16 @@ class CausalLM(Task):
         """Whether nothing is left to be learnt, or an answer has lost its end."""
         labels, end = features["labels"], tokenizer.eos_token_id
         return all(label == IGNORED for label in labels[1:]) or ("answer" in row and end not in (None, labels[-1]))
+
+
+def _meets(start: int, end: int, begin: int, stop: int) -> bool:
+    """Whether a token has a character between two places; white space may have none, and stands where it would."""
+    return begin <= start <= stop if start == end else start < stop and end > begin
+
+
+def _inputs(encoded: Any) -> dict[str, Any]:
+    """What the model gets of an encoding."""
+    return {name: values for name, values in encoded.items() if name not in ("offset_mapping", "special_tokens_mask")}
 
 
 def written(row: experiment.Row, tokenizer: Any) -> tuple[str, Spans]:
@@ -146,7 +162,7 @@ def tokens(row: experiment.Row, text: str, tokenizer: Any) -> tuple[Any, list[in
     """
     said = {"add_special_tokens": False, "split_special_tokens": False} if "messages" in row else {}
     try:
-        encoded = tokenizer(text, return_offsets_mapping=True, **said)
+        encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **said)
     except NotImplementedError as error:
         raise CheckpointError(f"the tokenizer cannot say where in a text its tokens stand: {error}") from error
     ids = list(encoded["input_ids"])

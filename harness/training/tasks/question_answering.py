@@ -27,34 +27,27 @@ class QuestionAnswering(Task):
         """Question and text, of which the text is cut."""
         found = []
         for row in rows:
-            encoded = _encoded(row, tokenizer, max_length)
+            whole, cut = _encoded(row, tokenizer, None), _encoded(row, tokenizer, max_length)
             start, end = span(row)
-            offsets, parts = encoded.pop("offset_mapping"), encoded.sequence_ids()
+            offsets, parts = whole["offset_mapping"], whole.sequence_ids()
             inside = [place for place, part in enumerate(parts) if part == 1]
             first = next((place for place in inside if offsets[place][1] > start), 0)
             last = next((place for place in reversed(inside) if offsets[place][0] < end), 0)
-            if not inside or offsets[inside[-1]][1] < end:
+            if not first <= last < len(cut["input_ids"]) or cut.sequence_ids()[last] != 1:
                 first = last = 0
-            found.append({**encoded, "start_positions": first, "end_positions": last})
+            kept = {name: values for name, values in cut.items() if name != "offset_mapping"}
+            found.append({**kept, "start_positions": first, "end_positions": last})
         return found
 
     def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
-        """Every token that holds a character of the answer; all of them are there, or the answer is lost."""
-        encoded = _encoded(row, tokenizer, max_length)
-        start, end = span(row)
-        covered: set[int] = set()
-        places = []
-        for place in range(len(encoded["input_ids"])):
-            characters = encoded.token_to_chars(place) if encoded.token_to_sequence(place) == 1 else None
-            mine = set(range(characters.start, characters.end)) & set(range(start, end)) if characters else set()
-            covered |= mine
-            places += [place] * bool(mine)
-        kept = places and end - 1 in covered
-        encoded.pop("offset_mapping")
+        """Every token that holds a character of the answer: all of them are there, or the answer is lost."""
+        cut = _encoded(row, tokenizer, max_length)
+        places, all_places = (_places(row, encoded) for encoded in (cut, _encoded(row, tokenizer, None)))
+        lost = not places or len(places) < len(all_places)
         return {
-            **encoded,
-            "start_positions": min(places) if kept else 0,
-            "end_positions": max(places) if kept else 0,
+            **{name: values for name, values in cut.items() if name != "offset_mapping"},
+            "start_positions": 0 if lost else min(places),
+            "end_positions": 0 if lost else max(places),
         }
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
@@ -74,14 +67,29 @@ def span(row: experiment.Row) -> tuple[int, int]:
     return start, start + len(row["answer"])
 
 
-def _encoded(row: experiment.Row, tokenizer: Any, max_length: int) -> Any:
+def _places(row: experiment.Row, encoded: Any) -> list[int]:
+    """Tokens that hold a character of the answer."""
+    answer = range(*span(row))
+    found = []
+    for place in range(len(encoded["input_ids"])):
+        characters = encoded.token_to_chars(place) if encoded.token_to_sequence(place) == 1 else None
+        if characters is not None and set(range(characters.start, characters.end)) & set(answer):
+            found.append(place)
+    return found
+
+
+def _encoded(row: experiment.Row, tokenizer: Any, max_length: int | None) -> Any:
+    """Question and text with the place of each token, cut to a length where there is one.
+
+    Raises:
+        CheckpointError: the question alone is too long, or the tokenizer cannot say where its tokens stand.
+    """
+    cut = {} if max_length is None else {"truncation": "only_second", "max_length": max_length}
     try:
-        return tokenizer(
-            row["question"],
-            row["context"],
-            truncation="only_second",
-            max_length=max_length,
-            return_offsets_mapping=True,
-        )
+        return tokenizer(row["question"], row["context"], return_offsets_mapping=True, **cut)
     except NotImplementedError as error:
         raise CheckpointError(f"the tokenizer cannot say where in a text its tokens stand: {error}") from error
+    except Exception as error:  # tokenizers raises no narrower class
+        if "Truncation error" not in str(error):
+            raise
+        raise CheckpointError(f"max_length {max_length}: no room beside the question {row['question']!r}") from error

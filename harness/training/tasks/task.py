@@ -39,6 +39,8 @@ class Task(ABC):
     """Whether an example is several texts, and its logits one score of each."""
     formula: ClassVar[str] = "cross-entropy"
     """The loss, in words."""
+    causal: ClassVar[bool] = False
+    """Whether a token's logits must depend on no token behind it."""
     brings_head: ClassVar[bool] = False
     """Whether checkpoints are expected to hold the head, as those of language models do."""
     padding_side: ClassVar[tuple[Literal["left", "right"], str] | None] = None
