@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import longest
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
 EXAMPLES = 4
 EXTRA = 5
-"""Columns of padding beyond the longest row, as far as `max_length` has room for them."""
+"""Columns of padding beyond the longest row, as far as tokenizer and model have room for them."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
     alone = [_logits(model, collate([row]))[0] for row in rows]
     batch = collate(rows)
     others = collate(rows[: max(2, len(rows) // 2)])
-    extra = max(0, min(EXTRA, work.max_length - batch["input_ids"].shape[1]))  # there may be no positions beyond
+    most = min(work.max_length, longest(None, work.tokenizer, model))  # there may be no positions beyond
+    extra = max(0, min(EXTRA, most - batch["input_ids"].shape[1]))
     return {
         "examples": indices,
         "lengths": [work.examples.lengths[index] for index in indices],
