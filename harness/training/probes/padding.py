@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import longest
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
 EXAMPLES = 4
 EXTRA = 5
-"""Columns of padding beyond the longest row."""
+"""Columns of padding beyond the longest row, as far as tokenizer and model have room for them."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
@@ -22,17 +23,23 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
     company; and, as the control of power, with a mask that hides nothing.
     """
-    model, collate = twin(work.model), work.collator()
-    indices = chosen(work.examples.lengths)
+    return moves(twin(work.model), work, chosen(work.examples.lengths))
+
+
+def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
+    """The evidence of `padding`, for these examples of a workload and a model in eval mode."""
+    collate = work.collator()
     rows = [features(work, index) for index in indices]
     alone = [_logits(model, collate([row]))[0] for row in rows]
     batch = collate(rows)
     others = collate(rows[: max(2, len(rows) // 2)])
+    most = min(work.max_length, longest(None, work.tokenizer, model))  # there may be no positions beyond
+    extra = max(0, min(EXTRA, most - batch["input_ids"].shape[1]))
     return {
         "examples": indices,
         "lengths": [work.examples.lengths[index] for index in indices],
         "batch": _distances(alone, _logits(model, batch)),
-        "more_padding": _distances(alone, _logits(model, _padded(batch, EXTRA, work.tokenizer))),
+        "more_padding": _distances(alone, _logits(model, _padded(batch, extra, work.tokenizer))),
         "other_company": _distances(alone, _logits(model, others)),
         "nothing_masked": _distances(alone, _logits(model, _unmasked(batch))),
     }
