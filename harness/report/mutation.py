@@ -29,7 +29,7 @@ def mutation_markdown(mutation: Mutation) -> str:
     cases = [f"- {escape(name)}" for name in dict.fromkeys(mutant.case.name for mutant in mutation.mutants)]
     explained = (
         "Beside each law stands the number of cases in which it is broken; a fault is equivalent in a case if it left "
-        "exactly what the healthy run left."
+        "what the healthy run left, up to the rounding of fp32."
     )
     parts = [
         "# Mutation report",

@@ -140,6 +140,10 @@ class Examples(Dataset[Features]):
         self.lost = tuple(features["index"] for features in self._features if features.get("lost"))
         """Indices of the examples that have lost something to be learnt, as in what is cut off."""
 
+    def like(self, rows: Table) -> Examples:
+        """Other rows, encoded in the same way."""
+        return Examples(rows, self.encode)
+
     def __len__(self) -> int:
         return len(self._features)
 
@@ -182,6 +186,10 @@ class Ahead(IterableDataset[Features]):
     def __getitem__(self, index: int) -> Features:
         """One of the first; where rows were dropped among them, `index` counts those that are left."""
         return self._first[index]
+
+    def like(self, rows: Table) -> Examples:
+        """Other rows, few of them, encoded in the same way."""
+        return Examples(rows, self.encode)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; the Trainer calls this at the start of each epoch."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,14 +18,13 @@ from transformers.utils import logging
 
 from harness.errors import Unavailable
 from harness.plan import Case
-from harness.record import Example, Masking, Outcome, Record, Tokenizer
-from harness.training import checkpoint, devices, environment, workload
+from harness.record import Example, Masking, Outcome, Record
+from harness.training import checkpoint, devices, environment, reference, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
 from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
-from harness.training.tasks import Features
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
 from harness.training.workload import Workload
@@ -79,7 +79,7 @@ def _stages(
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
-    evidence["tokenizer"] = _tokenizer(loaded, work)
+    evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     survey = Survey(loaded, work)
     evidence["data"] = survey.found()
@@ -99,9 +99,9 @@ def _stages(
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
     evidence["probes"], evidence["probe_seconds"] = {}, {}
-    for name in sorted(case.probes):
+    for name, probe in _probes(case):
         clock = perf_counter()
-        evidence["probes"][name] = _probe(PROBES[name], loaded, work)
+        evidence["probes"][name] = _probe(probe, loaded, work)
         evidence["probe_seconds"][name] = perf_counter() - clock
 
 
@@ -135,6 +135,16 @@ def _attempt(
     return "finished", "", ""
 
 
+def _probes(case: Case) -> Iterator[tuple[str, Probe]]:
+    """The probes that a case wants, by name."""
+    yield from ((name, PROBES[name]) for name in sorted(case.probes & PROBES.keys()))
+    if case.exploration is not None:
+        from harness.training.exploration import explorable, explore  # hypothesis: only who explores waits for it
+
+        if explorable(case.settings):
+            yield "exploration", partial(explore, search=case.exploration)
+
+
 def _probe(probe: Probe, loaded: checkpoint.Loaded, work: Workload) -> dict[str, Any]:
     """What a probe leaves; one that fails voids its laws, not the training."""
     try:
@@ -166,58 +176,21 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: 
     )
 
 
-def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
-    """The checkpoint's own, whatever the workload encodes and pads with."""
-    words = loaded.tokenizer
-    return Tokenizer(
-        name=type(words).__name__,
-        vocabulary=len(words),
-        pad_token_id=words.pad_token_id,
-        padding_side=words.padding_side,
-        max_length=work.max_length,
-        reasons=dict(loaded.reasons),
-    )
-
-
 def _masking(loaded: checkpoint.Loaded, work: Workload) -> Masking | None:
     share = work.task.masked
     return None if share is None else Masking(probability=share, token=loaded.tokenizer.mask_token_id)
 
 
 def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
-    """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
-    reached the model.
-    """
+    """Each example of a kept batch."""
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
     rows = {index: _row(work.examples.rows, index, watch) for index in indices}
-
-    def expected(index: int) -> Features:
-        return work.task.expected(rows[index], loaded.tokenizer, work.max_length)
-
-    return tuple(_example(index, " | ".join(work.task.texts([rows[index]])), expected(index)) for index in indices)
+    return tuple(reference.example(loaded, work.task, index, row, work.max_length) for index, row in rows.items())
 
 
 def _row(rows: Rows, index: int, watch: Watch) -> Row:
     """As the source has it; a stream has it no more, but the loader has noted it."""
     return rows.get([index])[0] if isinstance(rows, Table) else watch.rows[index]
-
-
-def _example(index: int, text: str, encoded: Features) -> Example:
-    labels = {name: encoded.pop(name) for name in ("labels", "start_positions", "end_positions") if name in encoded}
-    choices = [_example(index, text, {**choice, "labels": 0}) for choice in encoded.pop("choices", ())]
-    return Example(
-        index=index,
-        text=text[:60],
-        input_ids=encoded.pop("input_ids", ()),
-        columns={name: values for name, values in encoded.items() if _is_column(name, values)},
-        label=labels.get("labels", labels),
-        choices=tuple(choices),
-    )
-
-
-def _is_column(name: str, values: Any) -> bool:
-    """Whether it is a number for each token, other than the mask."""
-    return name != "attention_mask" and isinstance(values, list) and all(isinstance(value, int) for value in values)
 
 
 @contextmanager

@@ -111,6 +111,9 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
             self._right, self.lengths, self.lost = right, right.lengths, right.lost
             self.rows, self.encode = right.rows, right.encode
 
+        def like(self, rows: Any) -> Changed:
+            return Changed(self._right.like(rows))
+
         def __len__(self) -> int:
             return len(self._right)
 

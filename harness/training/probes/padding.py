@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import longest
 from harness.training.probes.result import Texts, chosen, features, inputs, logits, texts
 from harness.training.tasks import Features
 from harness.training.twin import twin
 from harness.training.workload import Workload
 
 EXTRA = 5
-"""Columns of padding beyond the longest row."""
+"""Columns of padding beyond the longest row, as far as tokenizer and model have room for them."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
@@ -22,8 +23,12 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
     company; and, as the control of power, with a mask that hides nothing. Logits of padded positions are left out.
     """
-    model, collate = twin(work.model), work.plain_collator()
-    indices = chosen(work.examples.lengths)
+    return moves(twin(work.model), work, chosen(work.examples.lengths))
+
+
+def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
+    """The evidence of `padding`, for these examples of a workload and a model in eval mode."""
+    collate = work.plain_collator()
     rows = [features(work, index) for index in indices]
     alone = [
         one
@@ -38,11 +43,13 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     batch = inputs(work, collate(rows))
     others = rows[: max(2, len(rows) // 2)]
     whole = texts(work, indices, rows)
+    most = min(work.max_length, longest(None, work.tokenizer, model))  # there may be no positions beyond
+    extra = max(0, min(EXTRA, most - batch["input_ids"].shape[-1]))
     return {
         "examples": list(whole.examples),
         "lengths": list(whole.lengths),
         "batch": distances(batch, rows),
-        "more_padding": distances(_padded(batch, EXTRA, work.tokenizer), rows),
+        "more_padding": distances(_padded(batch, extra, work.tokenizer), rows),
         "other_company": distances(inputs(work, collate(others)), others),
         "nothing_masked": distances({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}, rows),
     }
