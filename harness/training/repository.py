@@ -26,6 +26,8 @@ _BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 """What of the many builders of `datasets` is used: formats that hold nothing but data."""
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """An empty cell holds nothing; `NA`, `None` and `null` are words."""
+_FOOTERS = 64
+"""Parquet files of a stream whose footers are read before its first row, at most."""
 _CARD = ["README.md", ".huggingface.yaml", ".gitattributes"]
 """What tells of a dataset and is fetched first: with it, the commit is known, and is known again offline."""
 
@@ -103,6 +105,8 @@ def _open(name: str, builder: Any, data: experiment.Data, revision: str | None) 
         if data.split not in splits:
             raise DataError(f"{name}: no split {data.split!r}, it has {', '.join(map(repr, splits))}")
         rows = splits[data.split]
+        if module == "parquet" and rows.num_shards <= _FOOTERS:
+            rows = rows.reshard()  # by row groups: Arrow decodes up to 1 GiB of a file ahead of what is asked for
         return Found(name, rows, revision, tuple(rows.features) if rows.features else None)
     builder.download_and_prepare()
     if not any(split.num_examples for split in (builder.info.splits or {}).values()):

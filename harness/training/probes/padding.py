@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import DataCollatorWithPadding
 
 from harness.training.checkpoint import Loaded
 from harness.training.data import bare
@@ -23,7 +24,7 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
     company; and, as the control of power, with a mask that hides nothing.
     """
-    model, collate = twin(work.model), work.collator()
+    model, collate = twin(work.model), DataCollatorWithPadding(work.tokenizer)  # alone is without any padding
     indices = chosen(work.examples.lengths)
     rows = [features(work, index) for index in indices]
     alone = [_logits(model, collate([row]))[0] for row in rows]
@@ -32,7 +33,7 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     return {
         "examples": indices,
         "lengths": [work.examples.lengths[index] for index in indices],
-        "batch": _distances(alone, _logits(model, batch)),
+        "batch": _distances(alone, _logits(model, work.collator()(rows))),
         "more_padding": _distances(alone, _logits(model, _padded(batch, EXTRA, work.tokenizer))),
         "other_company": _distances(alone, _logits(model, others)),
         "nothing_masked": _distances(alone, _logits(model, _unmasked(batch))),
