@@ -32,6 +32,8 @@ class Throughput:
     padding: float
     """Share of computed tokens that are padding, 0 to 1."""
     warmup_steps: int
+    data_wait: float | None = None
+    """Share of a step in which the loop waits for its batch, 0 to 1: the median; none where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         )
     if not all(second > 0 for second in seconds):
         return NotMeasured("a step took no time: the clock is too coarse, or wrong")
+    waits = [wait / second for wait, second in zip(steps.data_seconds[window], seconds, strict=False)]
     real, padded = steps.real_tokens[window], steps.padded_tokens[window]
     return Throughput(
         seconds=seconds,
@@ -67,6 +70,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         tokens_per_second=_rate(real, seconds),
         padding=1 - sum(real) / sum(padded) if sum(padded) else 0.0,
         warmup_steps=warmup,
+        data_wait=median(waits) if waits else None,
     )
 
 

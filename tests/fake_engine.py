@@ -58,6 +58,7 @@ def finished(case: Case, **changes: Any) -> Record:
     }
     fields = {
         **case.declared(),
+        "data": records.record(data={"rows": len(case.settings.data.sequences or ())}).data,
         "environment": ENVIRONMENT,
         "steps": records.steps(*losses, **columns),
         "memory": Memory(peak_bytes=3 * 2**20, kind="resident in the process"),

@@ -203,10 +203,7 @@ def test_sequences_are_for_classification(tmp_path: Path) -> None:
         )
     ]
     both = mistakes(tmp_path, "sequence-classification", *lines, "rows: [{text: a, label: 1}]")
-    assert both == [
-        "a.yaml:5: data.sequences: found sequences beside rows, expected one of the two",
-        "a.yaml:6: data.labels: found labels beside rows, expected one of the two",
-    ]
+    assert both == ["a.yaml:4: data: found sequences and rows, expected one of sequences, rows, files, dataset"]
 
 
 def test_sequences_are_rows() -> None:

@@ -29,6 +29,7 @@ def test_rates_are_exact() -> None:
         tokens_per_second=Rate(median=18.0, low=2.25, high=72.0),
         padding=0.25,
         warmup_steps=3,
+        data_wait=0.004,
     )
 
 

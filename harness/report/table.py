@@ -6,13 +6,13 @@ from harness.laws import OUTCOMES
 from harness.report.summary import Row
 from harness.throughput import NotMeasured, Rate
 
-HEADERS = ("case", "laws", "loss, first to last", "samples/s", "tokens/s", "padding", "peak memory")
+HEADERS = ("case", "laws", "loss, first to last", "samples/s", "tokens/s", "padding", "data wait", "peak memory")
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The cells of one case, as text."""
     if row.outcome != "finished":
-        return (row.name, row.outcome, _losses(row), "-", "-", "-", "-")
+        return (row.name, row.outcome, _losses(row), "-", "-", "-", "-", "-")
     return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
 
 
@@ -33,10 +33,12 @@ def _losses(row: Row) -> str:
     return f"{row.first_loss:.4f} to {row.last_loss:.4f}"
 
 
-def _speed(row: Row) -> tuple[str, str, str]:
-    if isinstance(row.speed, NotMeasured):
-        return ("invalid", "invalid", "-")
-    return (_rate(row.speed.samples_per_second), _rate(row.speed.tokens_per_second), f"{row.speed.padding:.0%}")
+def _speed(row: Row) -> tuple[str, str, str, str]:
+    speed = row.speed
+    if isinstance(speed, NotMeasured):
+        return ("invalid", "invalid", "-", "-")
+    wait = "-" if speed.data_wait is None else f"{speed.data_wait:.1%}"
+    return (_rate(speed.samples_per_second), _rate(speed.tokens_per_second), f"{speed.padding:.0%}", wait)
 
 
 def _rate(rate: Rate) -> str:

@@ -398,7 +398,7 @@ class EpochOrder(Sampler[int]):
         places = torch.randperm(
             self._size, generator=generator, dtype=torch.int32 if self._size < 2**31 else torch.int64
         )
-        return (place for part in places.split(AHEAD) for place in part.tolist())
+        return (place for start in range(0, self._size, AHEAD) for place in places[start : start + AHEAD].tolist())
 
     def _grouped(self, order: Iterator[int], lengths: Sequence[int]) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)

@@ -26,6 +26,10 @@ _BUILDERS = ("arrow", "csv", "json", "parquet", "text")
 """What of the many builders of `datasets` is used: formats that hold nothing but data."""
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """An empty cell holds nothing; `NA`, `None` and `null` are words."""
+_LOT = 20_000
+"""Rows that stand together in the library's copy: opening it looks at the head of each lot."""
+_FOOTERS = 64
+"""Parquet files of a stream whose footers are read before its first row, at most."""
 _CARD = ["README.md", ".huggingface.yaml", ".gitattributes"]
 """What tells of a dataset and is fetched first: with it, the commit is known, and is known again offline."""
 
@@ -75,18 +79,23 @@ def load(data: experiment.Data) -> Found:
         kind = experiment.FILE_KINDS[paths[0].suffix]
         with reading(name, paths):
             said = {"data_files": {"train": [str(path) for path in paths]}, **(_CSV if kind == "csv" else {})}
-            return replace(_open(name, library().load_dataset_builder(kind, **said), data, None), files=paths)
+            return replace(
+                _open(name, library().load_dataset_builder(kind, writer_batch_size=_LOT, **said), data, None),
+                files=paths,
+            )
     name = str(data.dataset)
     if data.place is not None:
         paths = tuple(sorted(data.place.rglob("*.*")))
         with reading(name, paths):
-            found = _open(name, library().load_dataset_builder(str(data.place), data.name), data, None)
+            found = _open(
+                name, library().load_dataset_builder(str(data.place), data.name, writer_batch_size=_LOT), data, None
+            )
             return replace(found, files=paths)
     source = name if data.revision is None else f"{name}@{data.revision}"
     library()  # before anything is asked of the Hub
     commit = snapshot(name, data.revision, _CARD, source, kind="dataset").name
     with reading(source):
-        builder = library().load_dataset_builder(name, data.name, revision=commit)
+        builder = library().load_dataset_builder(name, data.name, revision=commit, writer_batch_size=_LOT)
         if builder.hash != commit:  # without the Hub, the library takes whatever it has
             raise Unavailable(f"{source}: the Hub cannot be reached, and commit {commit[:12]} is not cached")
         return _open(source, builder, data, commit)
@@ -103,6 +112,8 @@ def _open(name: str, builder: Any, data: experiment.Data, revision: str | None) 
         if data.split not in splits:
             raise DataError(f"{name}: no split {data.split!r}, it has {', '.join(map(repr, splits))}")
         rows = splits[data.split]
+        if module == "parquet" and rows.num_shards <= _FOOTERS:
+            rows = rows.reshard()  # by row groups: Arrow decodes up to 1 GiB of a file ahead of what is asked for
         return Found(name, rows, revision, tuple(rows.features) if rows.features else None)
     builder.download_and_prepare()
     if not any(split.num_examples for split in (builder.info.splits or {}).values()):

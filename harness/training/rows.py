@@ -238,7 +238,9 @@ def _has_classes(data: experiment.Data, task: str) -> bool:
 def _table(data: experiment.Data, task: str) -> Table:
     found = repository.load(data)
     roles = _roles(data, task, found.columns or (), found.name)
-    rows = found.rows.select_columns(sorted(set(roles.values())))
+    rows, wanted = found.rows, sorted(set(roles.values()))
+    if sorted(rows.column_names) != wanted:
+        rows = rows.select_columns(wanted)
     if not len(rows):
         raise DataError(f"{found.name}: split {data.split} has no rows")
     _require_types(found.name, rows.features, roles, data, task)
@@ -314,7 +316,8 @@ def _renamed(rows: Any, roles: dict[str, str]) -> Any:
             # Two names that change places go by way of a third.
             rows = rows.rename_columns({column: f"{number} " for number, column in enumerate(roles.values())})
             return rows.rename_columns({f"{number} ": role for number, role in enumerate(roles)})
-    return rows.rename_columns({column: role for role, column in roles.items() if column != role})
+    names = {column: role for role, column in roles.items() if column != role}
+    return rows.rename_columns(names) if names else rows
 
 
 def _require_types(name: str, features: Any, roles: dict[str, str], data: experiment.Data, task: str) -> None:

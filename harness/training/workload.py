@@ -89,10 +89,14 @@ class Workload:
         """Pads as declared: a new one each time, in the state in which a training begins."""
         return _padding(self.task.collator(self.tokenizer, self.model), self.padding)
 
-    def plain_collator(self) -> Collator:
-        """The same without anything random; it may leave out the labels."""
-        plain = self.task.plain_collator(self.tokenizer, self.model)
-        return self.collator() if plain is None else _padding(plain, self.padding)
+    def plain_collator(self, *, longest: bool = False) -> Collator:
+        """The same without anything random; it may leave out the labels.
+
+        Args:
+            longest: pad to the longest row, whatever is declared.
+        """
+        plain = self.task.plain_collator(self.tokenizer, self.model) or self.task.collator(self.tokenizer, self.model)
+        return plain if longest else _padding(plain, self.padding)
 
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded as declared, epoch after epoch, until every step has one."""

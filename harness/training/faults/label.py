@@ -84,6 +84,19 @@ def all_labels_ignored_once(work: Workload, patch: Patch) -> Workload:
 
 
 @fault(NO_REPORT)
+def texts_with_two_labels(work: Workload, patch: Patch) -> Workload:
+    """Every second row repeats the text of the row before, with a label of its own, as after a join on a wrong key."""
+
+    def change(index: int, row: Row) -> Row:
+        if index % 2 == 0 or index >= len(work.examples.lengths):
+            return row
+        before = work.examples[index - 1]
+        return {**before, "label": row["label"], "index": row["index"], "place": row["place"]}
+
+    return relabelled(work, change)
+
+
+@fault(NO_REPORT)
 def labels_lost(work: Workload, patch: Patch) -> Workload:
     """The column of labels has a name that the model does not know."""
 
@@ -103,5 +116,6 @@ FAULTS = (
     labels_as_one_hot_floats,
     a_label_is_ignored,
     all_labels_ignored_once,
+    texts_with_two_labels,
     labels_lost,
 )

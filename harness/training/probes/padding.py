@@ -28,7 +28,7 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
 def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
     """The evidence of `padding`, for these examples of a workload and a model in eval mode."""
-    collate = work.plain_collator()
+    collate = work.plain_collator(longest=True)  # alone is without any padding
     rows = [features(work, index) for index in indices]
     alone = [
         one
@@ -48,7 +48,7 @@ def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
     return {
         "examples": list(whole.examples),
         "lengths": list(whole.lengths),
-        "batch": distances(batch, rows),
+        "batch": distances(inputs(work, work.plain_collator()(rows)), rows),
         "more_padding": distances(_padded(batch, extra, work.tokenizer), rows),
         "other_company": distances(inputs(work, collate(others)), others),
         "nothing_masked": distances({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}, rows),

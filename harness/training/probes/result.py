@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.training.data import tokens_of
+from harness.training.data import bare, tokens_of
 from harness.training.tasks import Features
 from harness.training.workload import Workload
 
@@ -24,7 +24,7 @@ def chosen(lengths: Sequence[int], most: int = 4) -> list[int]:
 
 def features(work: Workload, index: int) -> Features:
     """An example as the loop's collator takes it."""
-    return {name: value for name, value in work.examples[index].items() if name != "index"}
+    return bare(work.examples[index])
 
 
 def inputs(work: Workload, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
