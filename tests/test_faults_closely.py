@@ -149,11 +149,13 @@ def test_closer_laws_see_the_fault(fault: str, pytester: pytest.Pytester, monkey
     for item, words in FAULTS[fault].items():
         assert words in says.get(item, "passed"), says
     if fault == "nothing":
-        result.assert_outcomes(passed=2 * 27 + 1, skipped=2, deselected=2)
+        # Five laws are of labels of tokens, and have nothing to say here.
+        result.assert_outcomes(passed=2 * 27 + 1, skipped=2 + 2 * 5, deselected=2)
 
 
 # What only exploring finds is in tests/test_exploration.py.
 @pytest.mark.parametrize("law", [law.name for law in LAWS if law.probes - {"exploration"} and law.axis is None])
 def test_every_closer_law_is_broken_by_a_fault(law: str) -> None:
     """No law is there that no real fault turns red."""
-    assert law in {item.rpartition("::")[2] for red in FAULTS.values() for item in red}
+    elsewhere = {"future_unseen"}  # of language models alone: test_tasks_live.py
+    assert law in {item.rpartition("::")[2] for red in FAULTS.values() for item in red} | elsewhere

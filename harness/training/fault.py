@@ -18,6 +18,9 @@ Tonella, ISSTA 2021, drawn from real faults."""
 
 BOTH = frozenset({"custom", "trainer"})
 
+WHOLE_TEXTS = frozenset({"sequence-classification"})
+"""Where there is one label for each text."""
+
 
 class Patch(ExitStack):
     """Attributes that have another value until the run is over, however it ends."""

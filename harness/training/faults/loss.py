@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from harness.training.checkpoint import Loaded
-from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
+from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault, loading_fault
 from harness.training.faults.seam import on_loss
 from harness.training.workload import Workload
 
@@ -39,21 +39,21 @@ def loss_a_little_too_small(loaded: Loaded, patch: Patch) -> Loaded:
     return loaded
 
 
-@loading_fault(NO_REPORT)
+@loading_fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def labels_smoothed(loaded: Loaded, patch: Patch) -> Loaded:
     """Labels are smoothed by 0.1, which nobody declared."""
     on_loss(patch, loaded.model, lambda loss, z, labels: functional.cross_entropy(z, labels, label_smoothing=0.1))
     return loaded
 
 
-@loading_fault("DeepCrime: change loss function")
+@loading_fault("DeepCrime: change loss function", tasks=WHOLE_TEXTS)
 def loss_is_squared_error(loaded: Loaded, patch: Patch) -> Loaded:
     """Squared error between logits and one-hot labels, as of a regression."""
     on_loss(patch, loaded.model, lambda loss, z, labels: functional.mse_loss(z, _one_hot(labels, z)))
     return loaded
 
 
-@loading_fault("transformers#11012, adapter-hub/adapters#40")
+@loading_fault("transformers#11012, adapter-hub/adapters#40", tasks=WHOLE_TEXTS)
 def loss_is_binary(loaded: Loaded, patch: Patch) -> Loaded:
     """Binary cross-entropy for each class, as of a multi-label problem."""
 
@@ -64,7 +64,7 @@ def loss_is_binary(loaded: Loaded, patch: Patch) -> Loaded:
     return loaded
 
 
-@loading_fault(NO_REPORT)
+@loading_fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def classes_weighted(loaded: Loaded, patch: Patch) -> Loaded:
     """The first class counts twice, which nobody declared."""
 
@@ -77,7 +77,7 @@ def classes_weighted(loaded: Loaded, patch: Patch) -> Loaded:
     return loaded
 
 
-@loading_fault("tatsu-lab/alpaca_farm#57, accelerate#1299")
+@loading_fault("tatsu-lab/alpaca_farm#57, accelerate#1299", tasks=WHOLE_TEXTS)
 def last_row_left_out(loaded: Loaded, patch: Patch) -> Loaded:
     """The loss is taken over all rows of a batch but the last."""
 
@@ -88,7 +88,7 @@ def last_row_left_out(loaded: Loaded, patch: Patch) -> Loaded:
     return loaded
 
 
-@loading_fault("transformers#47394, transformers#37830")
+@loading_fault("transformers#47394, transformers#37830", tasks=WHOLE_TEXTS)
 def labels_shifted_in_the_loss(loaded: Loaded, patch: Patch) -> Loaded:
     """The loss compares each row with the label of its neighbour, as a shift for language models does."""
     on_loss(patch, loaded.model, lambda loss, z, labels: functional.cross_entropy(z, labels.roll(1)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.training import tokenizer as tiny
-from harness.training.fault import NO_REPORT, Patch, fault
+from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault
 from harness.training.faults.seam import encoded
 from harness.training.workload import Workload
 
@@ -29,7 +29,7 @@ def pad_token_is_the_end_token(work: Workload, patch: Patch) -> Workload:
     return replace(work, tokenizer=words)
 
 
-@fault(NO_REPORT)
+@fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def tokenizer_of_another_checkpoint(work: Workload, patch: Patch) -> Workload:
     """Texts are encoded by a tokenizer with another vocabulary, whose ids happen to fit."""
     texts = work.task.texts(work.examples.rows.first(1000))
@@ -44,13 +44,13 @@ def tokenizer_of_another_checkpoint(work: Workload, patch: Patch) -> Workload:
     return encoded(work, encode)
 
 
-@fault("DeepCrime: missing preprocessing")
+@fault("DeepCrime: missing preprocessing", tasks=WHOLE_TEXTS)
 def special_tokens_left_out(work: Workload, patch: Patch) -> Workload:
     """Texts are encoded with ``add_special_tokens=False``."""
     return encoded(work, lambda texts, **options: work.tokenizer(texts, add_special_tokens=False, **options))
 
 
-@fault("arcee-ai/DALM#56, deepseek-ai/DeepSeek-Coder#163")
+@fault("arcee-ai/DALM#56, deepseek-ai/DeepSeek-Coder#163", tasks=WHOLE_TEXTS)
 def end_token_cut_off(work: Workload, patch: Patch) -> Workload:
     """The last token of each encoding is lost."""
 
@@ -61,7 +61,7 @@ def end_token_cut_off(work: Workload, patch: Patch) -> Workload:
     return encoded(work, encode)
 
 
-@fault(NO_REPORT)
+@fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def special_tokens_twice(work: Workload, patch: Patch) -> Workload:
     """Special tokens are written into the text and added again by the tokenizer."""
 
@@ -72,7 +72,7 @@ def special_tokens_twice(work: Workload, patch: Patch) -> Workload:
     return encoded(work, encode, work.max_length + 1)
 
 
-@fault("pytorch#70348, trl#980")
+@fault("pytorch#70348, trl#980", tasks=WHOLE_TEXTS)
 def texts_cut_short(work: Workload, patch: Patch) -> Workload:
     """A small ``max_length`` is left in the tokenization."""
     shortest = work.tokenizer.num_special_tokens_to_add() + 3
@@ -89,7 +89,7 @@ def normaliser_lost(work: Workload, patch: Patch) -> Workload:
     return replace(encoded(work, words), tokenizer=words)
 
 
-@fault(NO_REPORT)
+@fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def texts_not_cleaned_alike(work: Workload, patch: Patch) -> Workload:
     """Punctuation is removed from the texts before they are encoded."""
     return encoded(
