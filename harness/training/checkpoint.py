@@ -129,8 +129,13 @@ def load(settings: experiment.Settings) -> Loaded:
 
 
 def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings) -> Loaded:
-    words = tokenizer.train(settings.data.sequences) if settings.tokenizer is None else _named_words(settings.tokenizer)
+    if settings.tokenizer is None:
+        words = tokenizer.train(settings.data.sequences, padding_side=tokenizer.padding_side(source.architecture))
+    else:
+        words = _named_words(settings.tokenizer)
     config = tiny.configure(source.architecture, size=source.size, vocab_size=len(words), overrides=dict(source.config))
+    if source.dropout is not None:
+        tiny.set_dropout(config, source.dropout, keep=source.config)
     tokenizer.adopt(config, words)
     config.num_labels = settings.data.resolved_num_labels
     set_seed(settings.train.seed)

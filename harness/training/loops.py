@@ -56,6 +56,8 @@ def trainer(work: Workload, watch: Watching) -> None:
             args=arguments(work, folder),
             train_dataset=work.examples,
             processing_class=work.tokenizer,
+            # Its own pads to the longest of the batch.
+            data_collator=work.collator() if work.fixed_length else None,
             optimizers=(optimizer, work.schedule(optimizer)),
         )
         set_seed(work.train.seed)

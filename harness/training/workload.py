@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, get_constant_schedule_with_warmup
 
 from harness import experiment
-from harness.training import data
+from harness.training import data, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
 
@@ -64,8 +64,15 @@ class Workload:
         return data.EpochOrder(len(self.examples), self.train.seed, self.train.shuffle)
 
     def collator(self) -> data.Collator:
-        """Pads to the longest of the batch; the Trainer makes one of the same class."""
+        """Pads to the longest of the batch, or to the one length that the model can train on."""
+        if self.fixed_length is not None:
+            return DataCollatorWithPadding(self.tokenizer, padding="max_length", max_length=self.fixed_length)
         return DataCollatorWithPadding(self.tokenizer)
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The one length in tokens that every batch must be padded to; None where any length will do."""
+        return tokenizer.fixed_length(self.model.config)
 
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded to their longest row, epoch after epoch, until every step has one."""

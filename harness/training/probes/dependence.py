@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from harness.training.checkpoint import Loaded
 from harness.training.probes.padding import chosen, features
-from harness.training.twin import twin
+from harness.training.twin import logits, twin
 from harness.training.workload import Workload
 
 
@@ -25,16 +27,18 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
     batch = work.collator()([features(work, index) for index in indices])
     lengths = [work.examples.lengths[index] for index in indices]
     real = _real(lengths, batch["input_ids"].shape[1], work.tokenizer.padding_side)
-    tables, logits = _forward(model, batch)
+    tables, results = _tables(model, batch, real, work.tokenizer)
+    width = max(table.width for table in tables if table.of_tokens)
+    real = torch.nn.functional.pad(real, (0, width - real.shape[1]))  # Longformer pads to whole windows inside
     found: dict[str, Any] = {"own": [], "others": 0.0, "padding": 0.0, "dead": []}
     for row in range(len(indices)):
         gradients = torch.autograd.grad(
-            logits[row].square().sum(), [table.embedded for table in tables], retain_graph=True, allow_unused=True
+            results[row].square().sum(), [table.embedded for table in tables], retain_graph=True, allow_unused=True
         )
-        sizes = [_size(table, gradient) for table, gradient in zip(tables, gradients, strict=True)]
+        sizes = [table.size(gradient, width) for table, gradient in zip(tables, gradients, strict=True)]
         found["others"] = max([found["others"], *(_most(size, row) for size in sizes)])
         # Where ids are shifted on the way in, as decoders of encoder-decoders do, columns are no places of the text.
-        mine = sum(size[row] for size, table in zip(sizes, tables, strict=True) if table.unshifted)
+        mine = sum(size[row] for size, table in zip(sizes, tables, strict=True) if table.of_tokens)
         found["padding"] = max([found["padding"], *map(float, mine[~real[row]])])
         found["own"].append(float(mine.max()))
         found["dead"].append([int(place) for place in torch.nonzero((mine == 0) & real[row]).flatten()])
@@ -43,41 +47,107 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Table:
-    """What one embedding of token ids gave, as a leaf of the graph."""
+    """What one embedding of numbers for each token gave, as a leaf of the graph: rows x places x width, or with rows
+    and places changed about, as XLNet has them.
+    """
 
     embedded: torch.Tensor
-    unshifted: bool
-    """It was given the batch's own ids."""
+    of_tokens: bool = False
+    """A token changes its own place in it, and no other."""
+    rows_second: bool = False
+
+    @property
+    def width(self) -> int:
+        """Places for each row."""
+        return self.embedded.shape[0 if self.rows_second else 1]
+
+    def size(self, gradient: torch.Tensor | None, width: int) -> torch.Tensor:
+        """Largest absolute gradient of each token, rows x `width`; 0 where the logits do not depend on the table."""
+        size = self.embedded.new_zeros(self.embedded.shape) if gradient is None else gradient.abs()
+        size = size.amax(dim=-1).T if self.rows_second else size.amax(dim=-1)
+        return torch.nn.functional.pad(size, (0, max(0, width - size.shape[1])))
 
 
-def _forward(model: Any, batch: Any) -> tuple[list[_Table], torch.Tensor]:
-    """Every embedding of a number for each token in a forward pass, and the logits that come of them."""
-    ids, caught = batch["input_ids"], []
+def _tables(model: Any, batch: Any, real: torch.Tensor, tokenizer: Any) -> tuple[list[_Table], torch.Tensor]:
+    """Every embedding of numbers for each token in a forward pass, and the logits that come of them.
 
-    def catch(module: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        if not args or args[0].dim() != 2 or len(args[0]) != len(ids):
+    Which of them hold the text's tokens, and where, shows when one token of each row becomes another: models hash ids,
+    pad them, transpose and shift them before they look them up.
+    """
+    with torch.no_grad():
+        other, _ = _forward(model, _with_other_tokens(batch, real, tokenizer), _kept)
+    caught, results = _forward(model, batch, lambda output: output.detach().requires_grad_())
+    places = _first_words(batch["input_ids"], real, tokenizer)
+    tables = [_placed(one, two, places) for one, two in zip(caught, other, strict=True)]
+    # One row of positions for all belongs to no example.
+    tables = [table for table in tables if table.of_tokens or len(table.embedded) == len(places)]
+    if not any(table.of_tokens for table in tables):
+        raise RuntimeError("no embedding of the model was given the batch's input_ids")
+    return tables, results
+
+
+def _forward(
+    model: Any, batch: Any, catch: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What `catch` makes of the output of each module that looks whole numbers up, and the logits that come of it."""
+    caught: list[torch.Tensor] = []
+
+    def hook(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        embedded, *rest = output if isinstance(output, tuple) else (output,)  # I-BERT's come with a scale
+        if not _is_lookup(args, embedded):
             return None
-        if len(output) != len(ids):  # one row of positions for all: it belongs to no example
-            return None
-        embedded = output.detach().requires_grad_()
-        caught.append(_Table(embedded, args[0].shape == ids.shape and bool((args[0] == ids).all())))
-        return embedded.clone()  # some models scale it in place, which a leaf does not allow
+        caught.append(catch(embedded))
+        embedded = caught[-1].clone()  # some models scale it in place, which a leaf does not allow
+        return (embedded, *rest) if isinstance(output, tuple) else embedded
 
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    handles = [table.register_forward_hook(catch, prepend=True) for table in tables]
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(hook, prepend=True) for module in leaves]
     try:
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        return caught, logits(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    if not any(table.unshifted for table in caught):
-        raise RuntimeError("no embedding of the model was given the batch's input_ids")
-    return caught, logits
 
 
-def _size(table: _Table, gradient: torch.Tensor | None) -> torch.Tensor:
-    """Largest absolute gradient of each token; 0 where the logits do not depend on the table at all."""
-    return table.embedded.new_zeros(table.embedded.shape[:2]) if gradient is None else gradient.abs().amax(dim=-1)
+def _kept(output: torch.Tensor) -> torch.Tensor:
+    return output.detach()
+
+
+def _is_lookup(args: tuple[Any, ...], output: Any) -> bool:
+    """Whether a module was given a whole number for each token, and gave a vector for each."""
+    if not args or not isinstance(args[0], torch.Tensor) or not isinstance(output, torch.Tensor):
+        return False
+    return args[0].dim() == 2 and not args[0].is_floating_point() and output.shape[:-1] == args[0].shape
+
+
+def _placed(embedded: torch.Tensor, other: torch.Tensor, places: torch.Tensor) -> _Table:
+    """The table, told where it keeps the tokens: by what differs when those at `places` are others."""
+    if embedded.shape != other.shape:
+        return _Table(embedded)
+    differs = (embedded.detach() != other).any(dim=-1)
+    found = {tuple(place) for place in torch.nonzero(differs).tolist()}
+    expected = set(enumerate(places.tolist()))
+    if found and found <= expected:
+        return _Table(embedded, of_tokens=True)
+    if found and found <= {(place, row) for row, place in expected}:
+        return _Table(embedded, of_tokens=True, rows_second=True)
+    return _Table(embedded)
+
+
+def _with_other_tokens(batch: Any, real: torch.Tensor, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The batch with one word of each row replaced."""
+    special = set(tokenizer.all_special_ids)
+    one, two = islice((number for number in range(len(tokenizer) + 2) if number not in special), 2)
+    ids = batch["input_ids"].clone()
+    rows, places = torch.arange(len(ids)), _first_words(ids, real, tokenizer)
+    ids[rows, places] = torch.where(ids[rows, places] == one, two, one)
+    return {**batch, "input_ids": ids}
+
+
+def _first_words(ids: torch.Tensor, real: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    """The first place of each row that holds a word, or any token where there is none: heads look for special ones."""
+    words = real & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+    return (2 * words.int() + real.int()).argmax(dim=1)
 
 
 def _most(size: torch.Tensor, row: int) -> float:

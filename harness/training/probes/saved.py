@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from harness.training.checkpoint import Loaded
 from harness.training.probes.padding import chosen, features
-from harness.training.twin import twin
+from harness.training.twin import logits, twin
 from harness.training.workload import Workload
 
 STRINGS = ("plain words", "Mixed CASE and 123", "naïve café", "日本語 emoji 🙂", "a\tb\nc", "[PAD] </s> <unk>")
@@ -21,9 +21,8 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """What differs after ``save_pretrained`` and loading from the folder: weights, logits, tokenizer, label names."""
     model = twin(work.model)
     batch = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
-        logits = model(**inputs).logits
+        before = logits(model, batch)
     with tempfile.TemporaryDirectory(prefix="harness-saved-") as folder:
         model.save_pretrained(folder)
         work.tokenizer.save_pretrained(folder)
@@ -31,7 +30,7 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
             again = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
             words = AutoTokenizer.from_pretrained(folder)
             with torch.no_grad():
-                distance = float((logits - again(**inputs).logits).abs().max())
+                distance = float((before - logits(again, batch)).abs().max())
         except Exception as error:  # whatever it is, what was saved is of no use
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
     loaded_again = again.state_dict()
@@ -46,13 +45,13 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
         "tokens": [text for text in STRINGS if words(text)["input_ids"] != work.tokenizer(text)["input_ids"]],
         "settings": [
             name
-            for name, before, after in (
+            for name, old, new in (
                 ("pad_token_id", work.tokenizer.pad_token_id, words.pad_token_id),
                 ("padding_side", work.tokenizer.padding_side, words.padding_side),
                 ("id2label", model.config.id2label, again.config.id2label),
                 ("config.pad_token_id", _pad(model), _pad(again)),
             )
-            if before != after
+            if old != new
         ],
     }
 

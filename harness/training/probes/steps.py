@@ -15,7 +15,7 @@ from harness.schedule import declared_rate
 from harness.training.checkpoint import Loaded
 from harness.training.data import Drawn
 from harness.training.devices import find
-from harness.training.twin import twin
+from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
 
 STEPS = 3
@@ -69,6 +69,7 @@ class Oracle:
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._logits: torch.Tensor | None = None
+        self._random = torch.get_rng_state()
         self._step: dict[str, Any] = {}
         self._expected: Tensors = {}
         self._before: Tensors = {}
@@ -78,6 +79,7 @@ class Oracle:
         """Watch the model's forward and the optimizer's step."""
         actual = getattr(optimizer, "optimizer", optimizer)
         for handle in (
+            self._model.register_forward_pre_hook(self._before_forward),
             self._model.register_forward_hook(self._on_forward, with_kwargs=True),
             actual.register_step_pre_hook(self._on_step),
         ):
@@ -94,6 +96,10 @@ class Oracle:
     def close(self) -> None:
         """Take the hooks off."""
         self._hooks.close()
+
+    def _before_forward(self, module: Any, args: Any) -> None:
+        if torch.is_grad_enabled():
+            self._random = torch.get_rng_state()
 
     def _on_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
@@ -140,14 +146,13 @@ class Oracle:
                 parameter.copy_(parameters[name])
         self._other.train()
         labels = self._arguments["labels"]
-        logits = self._other(**self._inputs()).logits
+        logits = self._logits_again()
         logits.register_hook(self._amplify)
         loss = cross_entropy(logits, labels)
-        names = [name for name, parameter in self._other.named_parameters() if parameter.requires_grad]
-        wanted = [parameter for parameter in self._other.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        self._other.zero_grad()
+        loss.backward()  # not autograd.grad: Reformer's layers leave the gradients of their weights on them
         return {
-            "gradients": {n: g for n, g in zip(names, gradients, strict=True) if g is not None},
+            "gradients": {n: p.grad for n, p in self._other.named_parameters() if p.grad is not None},
             "step": {"reference_loss": float(loss.detach()), **self._by_logits(labels)},
         }
 
@@ -156,22 +161,25 @@ class Oracle:
 
         One after the other is moved, and the logits looked at; those that have no part in the forward pass stay out.
         """
-        inputs = self._inputs()
         parameters = dict(self._other.named_parameters())
         found = []
         with torch.no_grad():
-            right = self._other(**inputs).logits
+            right = self._logits_again()
             for name in (name for name in self._learnable if name in parameters and name not in gradients):
                 kept = parameters[name].clone()
                 parameters[name].copy_(kept * 1.5 + 0.1 * torch.arange(kept.numel()).cos().view_as(kept))
-                if not torch.equal(self._other(**inputs).logits, right):
+                if not torch.equal(self._logits_again(), right):
                     found.append(name)
                 parameters[name].copy_(kept)
         return found
 
-    def _inputs(self) -> Tensors:
-        """The tensors that the model got for this batch, but for the labels."""
-        return {k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"}
+    def _logits_again(self) -> torch.Tensor:
+        """What the copy gives for the tensors that the model got, but for the labels, with the same random draws."""
+        tensors = {
+            k: v for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim() and k != "labels"
+        }
+        with same_draws(self._random):
+            return self._other(**tensors).logits
 
     def _by_logits(self, labels: torch.Tensor) -> dict[str, Any]:
         """The gradient of the loss by the logits, as it was and as the formula has it."""
