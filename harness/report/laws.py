@@ -98,7 +98,7 @@ def _size(row: _Row) -> tuple[str, str]:
 def _counts(records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
     finished = [record for record in records if record.finished]
     days = sorted({f"{record.started:%Y-%m-%d}" for record in records})
-    models = len({record.settings["checkpoint"] for record in finished})
+    models = len({record.checkpoint.source for record in finished if record.checkpoint})
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     laws = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
     return (

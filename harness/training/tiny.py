@@ -101,7 +101,8 @@ def set_dropout(config: PreTrainedConfig, rate: float, keep: Mapping[str, Any]) 
 
     A field that is None (BERT's `classifier_dropout`) goes on following another one.
     """
-    for name, value in _values(config).items():
+    # All that it holds, not only its fields: T5Gemma's config hands its own rates to those inside it.
+    for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             nested = keep.get(name)
             set_dropout(value, rate, nested if isinstance(nested, Mapping) else {})

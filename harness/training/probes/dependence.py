@@ -20,18 +20,34 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
     The embedding's output is caught before any other hook sees it, on the twin in eval mode. Figures are the largest
     absolute values: on tokens of other examples, on padding, and the tokens of each example whose gradient is
-    exactly 0.
+    exactly 0. With the trained weights and with those that they started from: a model that has learnt a few examples by
+    heart may be flat around them, and one whose head starts at 0 is flat then.
     """
     model = twin(work.model)
     indices = chosen(work.examples.lengths)
     batch = work.collator()([features(work, index) for index in indices])
     lengths = [work.examples.lengths[index] for index in indices]
     real = _real(lengths, batch["input_ids"].shape[1], work.tokenizer.padding_side)
-    tables, results = _tables(model, batch, real, work.tokenizer)
+    end = _influence(model, batch, real, work.tokenizer)
+    model.load_state_dict(loaded.model.state_dict())
+    start = _influence(model, batch, real, work.tokenizer)
+    return {
+        "examples": indices,
+        "lengths": lengths,
+        "own": [max(pair) for pair in zip(end["own"], start["own"], strict=True)],
+        "others": max(end["others"], start["others"]),
+        "padding": max(end["padding"], start["padding"]),
+        "dead": [sorted({*one} & {*two}) for one, two in zip(end["dead"], start["dead"], strict=True)],
+    }
+
+
+def _influence(model: Any, batch: Any, real: torch.Tensor, tokenizer: Any) -> dict[str, Any]:
+    """The figures with the model's present weights."""
+    tables, results = _tables(model, batch, real, tokenizer)
     width = max(table.width for table in tables if table.of_tokens)
     real = torch.nn.functional.pad(real, (0, width - real.shape[1]))  # Longformer pads to whole windows inside
     found: dict[str, Any] = {"own": [], "others": 0.0, "padding": 0.0, "dead": []}
-    for row in range(len(indices)):
+    for row in range(len(real)):
         gradients = torch.autograd.grad(
             results[row].square().sum(), [table.embedded for table in tables], retain_graph=True, allow_unused=True
         )
@@ -42,7 +58,7 @@ def dependence(loaded: Loaded, work: Workload) -> dict[str, Any]:
         found["padding"] = max([found["padding"], *map(float, mine[~real[row]])])
         found["own"].append(float(mine.max()))
         found["dead"].append([int(place) for place in torch.nonzero((mine == 0) & real[row]).flatten()])
-    return {"examples": indices, "lengths": lengths, **found}
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,23 @@ from harness.training.workload import Workload
 EXAMPLES = 4
 EXTRA = 5
 """Columns of padding beyond the longest row."""
-ENOUGH = 1e-2
-"""A model whose logits move by more than this without a mask shows a fault of the mask."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """How far the logits of each example move from those it has alone, relative to the largest of them.
 
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
-    company; and, as the control of power, with a mask that hides nothing. A model that has learnt a few examples by
-    heart hardly moves whatever it reads: the weights that it started from are looked at then too, and of both figures
-    the larger is kept.
+    company; and, as the control of power, with a mask that hides nothing. With the trained weights and with those that
+    they started from, and of both figures the larger is kept: a model that has learnt a few examples by heart hardly
+    moves, whatever it reads.
     """
     model = twin(work.model)
     indices = chosen(work.examples.lengths)
     rows = [features(work, index) for index in indices]
-    found = _moves(model, rows, work)
-    if not max(found["nothing_masked"]) > ENOUGH:
-        model.load_state_dict(loaded.model.state_dict())
-        start = _moves(model, rows, work)
-        found = {way: [max(pair) for pair in zip(moves, start[way], strict=True)] for way, moves in found.items()}
+    end = _moves(model, rows, work)
+    model.load_state_dict(loaded.model.state_dict())
+    start = _moves(model, rows, work)
+    found = {way: [max(pair) for pair in zip(moves, start[way], strict=True)] for way, moves in end.items()}
     return {"examples": indices, "lengths": [work.examples.lengths[index] for index in indices], **found}
 
 

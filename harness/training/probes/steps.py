@@ -159,19 +159,25 @@ class Oracle:
     def _unreached(self, gradients: Tensors) -> list[str]:
         """Parameters that get no gradient although the logits depend on them: frozen, or detached on the way.
 
-        One after the other is moved, and the logits looked at; those that have no part in the forward pass stay out.
+        They are moved, and the logits looked at: first all at once, for most that get none have no part in the forward
+        pass, such as those that see an image; then one after the other.
         """
         parameters = dict(self._other.named_parameters())
-        found = []
+        names = [name for name in self._learnable if name in parameters and name not in gradients]
         with torch.no_grad():
             right = self._logits_again()
-            for name in (name for name in self._learnable if name in parameters and name not in gradients):
-                kept = parameters[name].clone()
-                parameters[name].copy_(kept * 1.5 + 0.1 * torch.arange(kept.numel()).cos().view_as(kept))
-                if not torch.equal(self._logits_again(), right):
-                    found.append(name)
-                parameters[name].copy_(kept)
-        return found
+
+            def matter(names: list[str]) -> bool:
+                kept = [parameters[name].clone() for name in names]
+                for name in names:
+                    value = parameters[name]
+                    value.copy_(value * 1.5 + 0.1 * torch.arange(value.numel()).cos().view_as(value))
+                moved = not torch.equal(self._logits_again(), right)
+                for name, value in zip(names, kept, strict=True):
+                    parameters[name].copy_(value)
+                return moved
+
+            return [name for name in names if matter([name])] if names and matter(names) else []
 
     def _logits_again(self) -> torch.Tensor:
         """What the copy gives for the tensors that the model got, but for the labels, with the same random draws."""
