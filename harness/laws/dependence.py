@@ -89,8 +89,8 @@ def examples_stay_apart(record: Record) -> Verdict:
 def every_token_counts(record: Record) -> Verdict:
     """Every real token of an example can influence its result.
 
-    By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them, neither with the trained
-    weights nor with those that they started from. A masked last token, a head that reads the wrong position, or an
+    By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them both with the trained
+    weights and with those that they started from. A masked last token, a head that reads the wrong position, or an
     input that is ignored shows here.
     """
     evidence = probed(record, "dependence")

@@ -46,15 +46,15 @@ def laws_markdown(records: Iterable[Record]) -> str:
     quick = [law.name for law in LAWS if law.axis is None and any(_said(row, law.name) for row in rows)]
     everywhere = [law for law in quick if all(row.outcomes(law) == ("held",) for row in rows)]
     columns = [law for law in quick if law not in everywhere]
-    headers = ("case", "parameters", "seconds", *columns)
-    table = [[escape(cell) for cell in (row.name, *_size(row), *map(row.cell, columns))] for row in rows]
+    headers = ("case", "parameters", *columns)
+    table = [[escape(cell) for cell in (row.name, _size(row), *map(row.cell, columns))] for row in rows]
     together = [verdict for verdict in judge_together(last) if verdict.outcome != "not applicable"]
     alone = [verdict for row in rows for verdicts in row.verdicts.values() for verdict in verdicts]
     parts = [
         "# Laws by case",
         _counts(last, [*alone, *together]),
         f"Held by all: {', '.join(map(code, everywhere))}." if everywhere else "",
-        f"In the table {code('+')} is held, and seconds are those of the slower loop, its probes included.",
+        f"In the table {code('+')} is held; loops share a row.",
         tabulate(table, headers=headers, tablefmt="github", disable_numparse=True) if rows else "",
         _section("Broken", _named(rows, "broken") + _agreements(together, "broken")),
         _section("Broken as expected", _named(rows, "expected") + _agreements(together, "expected")),
@@ -89,10 +89,9 @@ def _said(row: _Row, law: str) -> bool:
     return row.outcomes(law) != ("not applicable",)
 
 
-def _size(row: _Row) -> tuple[str, str]:
-    """Parameters and seconds, those of the slowest loop."""
-    parameters = max(record.checkpoint.parameters if record.checkpoint else 0 for record in row.records)
-    return f"{parameters:,}", f"{max(record.seconds for record in row.records):.1f}"
+def _size(row: _Row) -> str:
+    """The number of parameters."""
+    return f"{max(record.checkpoint.parameters if record.checkpoint else 0 for record in row.records):,}"
 
 
 def _counts(records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
