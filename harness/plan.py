@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiment import Experiment, Point, Settings, name
+from harness.exploration import Exploration
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -27,6 +28,8 @@ class Case:
     """With the device set."""
     probes: frozenset[str] = frozenset()
     """What evidence to collect beyond that which every run leaves."""
+    exploration: Exploration | None = None
+    """What the probe `exploration` searches for; it does not run without."""
 
     @property
     def name(self) -> str:

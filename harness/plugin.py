@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
@@ -53,6 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="where records and reports go (default: reports/ below the root directory)",
     )
+    group.addoption(
+        "--explore",
+        type=int,
+        metavar="N",
+        help="also search for texts that break a law: hypothesis makes up N small data sets for each case, and shows "
+        "the smallest that does",
+    )
     parser.addini("devices", "devices of experiments that name none", type="args", default=["cpu"])
     parser.addini(
         "experiment_files",
@@ -77,6 +84,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", "benchmark: the throughput of a fine-tuning experiment")
     if given := config.getoption("device"):
         _check_devices("--device", given)
+    explore = config.getoption("explore")
+    if explore is not None and explore < 1:
+        raise pytest.UsageError(f"--explore: found {explore}, expected a number of data sets, 1 or more")
     if _reports(config).exists() and not _reports(config).is_dir():
         raise pytest.UsageError(f"--reports: found {_reports(config)}, which is a file, expected a folder")
 
@@ -122,7 +132,8 @@ def _session(config: pytest.Config) -> Session:
     if SESSION not in config.stash:
         from harness.session import Session
 
-        config.stash[SESSION] = Session(_store(config), lambda: config.hook.pytest_harness_engine(config=config))
+        make_engine = partial(config.hook.pytest_harness_engine, config=config)
+        config.stash[SESSION] = Session(_store(config), make_engine, config.getoption("explore") or 0)
     return config.stash[SESSION]
 
 
@@ -267,7 +278,9 @@ class CaseNode(pytest.Collector):
         yield self._throughput()
 
     def _asked_for(self, law: Law) -> bool:
-        """Slow laws run where the experiment names them, or the command line does."""
+        """Slow laws run where the experiment names them, or the command line does; exploring has its own option."""
+        if "exploration" in law.probes:
+            return self.config.getoption("explore") is not None
         options = self.config.option
         words = " ".join([*self.config.args, options.keyword, options.markexpr])
         return law.name in self.case.settings.invariants or law.name in words or "slow_invariant" in words

@@ -87,6 +87,10 @@ class Checkpoint(Part):
     """Parameters whose shape differs from the checkpoint's: newly initialised."""
     head: tuple[str, ...] = ()
     """Parameters outside the backbone: what a checkpoint without this task's head cannot hold."""
+    compared: int = 0
+    """Tensors that were compared with the checkpoint's files, bit for bit."""
+    differing: tuple[str, ...] = ()
+    """Those of them that were loaded with other values than the files hold."""
     altered: tuple[str, ...] = ()
     """Parameters and buffers that were other than loaded when the first step began."""
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from harness.engines import Engine
+from harness.exploration import Exploration, Trial
 from harness.laws import Law
+from harness.laws.exploration import explored
 from harness.plan import Case
 from harness.record import Record
 from harness.store import Store
@@ -18,6 +20,8 @@ class Session:
 
     store: Store
     make_engine: Callable[[], Engine]
+    explore: int = 0
+    """How many data sets are made up for a case whose laws ask for it."""
     _engine: Engine | None = None
     _records: dict[str, Record] = field(default_factory=dict)
     """Of the file whose items are running."""
@@ -59,8 +63,11 @@ class Session:
             self._engine.close()
 
     def _run(self, case: Case) -> Record:
-        record = self.engine.submit(replace(case, probes=self._probes(case)))
+        probes = self._probes(case)
+        exploration = self._exploration(case) if "exploration" in probes else None
+        record = self.engine.submit(replace(case, probes=probes, exploration=exploration))
         self.store.append(record)
+        self._remember(record)
         self._stored.add(case.name)
         if record.outcome == "interrupted":
             raise KeyboardInterrupt
@@ -77,6 +84,14 @@ class Session:
             if law.axis != "device" or sum(map(self._has, {each.settings.device for each in cases})) > 1
             for probe in law.probes
         )
+
+    def _exploration(self, case: Case) -> Exploration:
+        return Exploration(self.explore, self.store.trials(case.experiment), explored)
+
+    def _remember(self, record: Record) -> None:
+        """Keep what was found for the next time: of all cases of the experiment."""
+        if (found := record.probes.get("exploration", {}).get("found")) is not None:
+            self.store.remember(record.experiment, Trial(tuple(found["sequences"]), found["batch_size"]))
 
     def _has(self, device: str | None) -> bool:
         device = device or ""

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.exploration import Trial
+
 if TYPE_CHECKING:  # a run without experiments names its store, and no more
     from harness.record import Record
 
@@ -51,6 +53,19 @@ class Store:
     def files(self) -> tuple[Path, ...]:
         """What all parts of this run have written to."""
         return tuple(sorted((self.folder / "records").glob(f"{self.run}*.jsonl")))
+
+    def remember(self, experiment: str, trial: Trial) -> None:
+        """Keep texts that broke a law, for every later run: in ``explored.jsonl``."""
+        if trial not in self.trials(experiment):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "explored.jsonl").open("a", encoding="utf-8") as file:
+                file.write(trial.to_json(experiment=experiment) + "\n")
+
+    def trials(self, experiment: str) -> tuple[Trial, ...]:
+        """What broke a law of the experiment in earlier runs."""
+        path = self.folder / "explored.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return tuple(dict.fromkeys(trial for line in lines if (trial := Trial.from_json(line, experiment=experiment))))
 
     def read(self) -> Reading:
         """Everything that all parts of this run have written."""

@@ -1,5 +1,6 @@
 """Fixtures of several test modules."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from project import Project
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project of its own, whose cases a fake engine answers."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    tests = Path(__file__).parent  # and the harness beside them, wherever another one is installed
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tests, tests.parent))))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     return Project(pytester)

@@ -73,6 +73,15 @@ def stopped(outcome: str, reason: str, traceback: str = "") -> Answer:
     )
 
 
+def finding(case: Case) -> Record:
+    """A finished case, whose exploration found a text, or has found it again."""
+    assert case.exploration is not None
+    found = {"sequences": ["\u202e[PAD]"], "batch_size": 1, "law": "trains", "error": "ValueError: no", "record": None}
+    known = bool(case.exploration.known)
+    evidence = {"trials": 0 if known else 5, "known": int(known), "held": {}, "found": {**found, "known": known}}
+    return finished(case, probes={**records.PROBES, "exploration": evidence})
+
+
 crashed = stopped("crashed", "ValueError: a broken thing", "Traceback (most recent call last):\n  the broken line\n")
 out_of_memory = stopped("out of memory", "OutOfMemoryError: tried to get 9 GiB", "Traceback: the greedy line\n")
 skipped = stopped("skipped", "no CUDA device: this machine is a fake")
@@ -111,6 +120,7 @@ class FakeEngine:
         self._note(
             case=case.name,
             probes=sorted(case.probes),
+            explores=None if case.exploration is None else [case.exploration.trials, len(case.exploration.known)],
             stored=sum(len(file.read_text().splitlines()) for file in files),
             process=os.getpid(),
             torch="torch" in sys.modules,

@@ -135,6 +135,12 @@ PROBES: dict[str, dict[str, Any]] = {
         "attention_eager": 1e-7,
         "attention_sdpa": "ValueError: not supported",
     },
+    "exploration": {
+        "trials": 20,
+        "known": 1,
+        "held": {"padding_mask_correct": 21, "padding_changes_nothing": 9},
+        "found": None,
+    },
 }
 """What every probe leaves of a right training."""
 

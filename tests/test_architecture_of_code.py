@@ -26,7 +26,7 @@ LAYERS = (
     ("training",),
     ("store",),
     ("record", "plan"),
-    ("experiment",),
+    ("experiment", "exploration"),
     ("schedule", "errors"),
 )
 """Each may import what stands below it. What stands on one line does not know of each other."""

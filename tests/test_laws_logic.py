@@ -50,12 +50,30 @@ def columns(**found: Any) -> Record:
     return record(examples=examples, batches=batches)
 
 
+def explored(*texts: str, error: str = "", trial: Record = HEALTHY) -> Record:
+    """The healthy record, but for what exploring found: these texts, and the record or the error that they leave."""
+    found = {"sequences": list(texts), "batch_size": 2, "law": "padding_mask_correct", "known": False, "error": error}
+    left = None if error else trial.model_dump(mode="json", exclude_defaults=True)
+    return probe("exploration", found={**found, "record": left})
+
+
 def warming(*rates: float) -> Record:
     """A training with these learning rates, of which four steps are declared as warm-up."""
     return record(trained([0.7] * len(rates), settings={"train.warmup_steps": 4}), steps={"learning_rate": rates})
 
 
+_BATCH = HEALTHY.batches[0]
+_MASK = ((1, 1, 0, 1, 1, 1), (1, 1, 1, 0, 0, 0))
+HOLE = record(batches=(_BATCH.model_copy(update={"tensors": {**_BATCH.tensors, "attention_mask": _MASK}}),))
+"""Real tokens of its first row are masked."""
+
 ACCEPTED = (
+    Judged(
+        "holds_for_any_text",
+        "nothing found",
+        HEALTHY,
+        "20 data sets, 1 found before; padding_changes_nothing could have failed in 9",
+    ),
     Judged("loss_is_the_declared_one", "equal", HEALTHY, "3 steps; gradients differ by at most 5e-08"),
     Judged("loss_is_the_declared_one", "a rounding apart", twin(2, loss=0.7 + 9e-6, logits_gradient=9e-5)),
     Judged("gradient_is_the_declared_one", "equal", HEALTHY, "3 steps; they differ by at most 1e-07"),
@@ -83,6 +101,20 @@ ACCEPTED = (
 )
 
 REJECTED = (
+    Judged(
+        "holds_for_any_text",
+        "a hole in the mask",
+        explored("[PAD]", "\u202e", trial=HOLE),
+        "'[PAD]', '\\u202e' in batches of 2: padding_mask_correct: step 1, row 0",
+        "real tokens are masked",
+    ),
+    Judged(
+        "holds_for_any_text",
+        "a crash on a long text",
+        explored("so " * 40, error="IndexError: no position"),
+        "... (120 characters, 40 words) in batches of 2: it crashes: IndexError: no position",
+        "longer than the model has positions for",
+    ),
     Judged(
         "loss_is_the_declared_one",
         "scaled",
@@ -229,6 +261,13 @@ REJECTED = (
         "drawn anew",
     ),
     Judged(
+        "head_is_new",
+        "drawn anew while loading",
+        record(checkpoint={"compared": 3, "differing": ("bert.layer.query.weight",)}),
+        "1 of 3 tensors are other than in the checkpoint's files: bert.layer.query.weight",
+        "initialised again",
+    ),
+    Judged(
         "tokens_match_tokenizer",
         "a column is dropped",
         columns(),
@@ -303,6 +342,7 @@ VACUOUS = (
     Judged("padding_changes_nothing", "one length", probe("padding", lengths=[3, 3, 3, 3]), "have 3 tokens"),
     Judged("padding_changes_nothing", "no power", probe("padding", nothing_masked=[1e-7] * 4), "does not read padding"),
     Judged("examples_stay_apart", "one example", probe("dependence", lengths=[3]), "one example only"),
+    Judged("holds_for_any_text", "no text", probe("exploration", held={}), "no text could be judged"),
     Judged("overfits_one_batch", "one label", probe("overfit", labels=[1, 1]), "one label only"),
 )
 
@@ -317,6 +357,7 @@ PROBED = {
     "overfits_one_batch": "overfit",
     "deterministic": "determinism",
     "ways_agree": "equivalence",
+    "holds_for_any_text": "exploration",
 }
 
 
@@ -352,6 +393,16 @@ def test_with_a_failed_probe_a_law_is_invalid(law: str, name: str) -> None:
     """A probe that failed is neither a held nor a broken law."""
     failed = record(probes={name: {"error": "ValueError: no"}})
     check(Judged(law, "", failed, f"the probe {name} failed: ValueError: no"), "invalid")
+
+
+def test_what_was_found_is_judged_again() -> None:
+    """A stored find says what the laws say now: of a law that is turned off since, or whose tolerance grew, nothing."""
+    check(
+        Judged("holds_for_any_text", "", explored("a"), "padding_mask_correct was broken, and is not as it is judged"),
+        "invalid",
+    )
+    off = record(explored("a", trial=HOLE), invariants={"padding_mask_correct": False})
+    assert verdict("holds_for_any_text", off).outcome == "invalid"
 
 
 def test_an_expected_break_is_expected() -> None:

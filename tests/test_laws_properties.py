@@ -250,6 +250,7 @@ NEEDS = {
             "overfits_one_batch",
             "deterministic",
             "ways_agree",
+            "holds_for_any_text",
         )
     },
 }

@@ -1,5 +1,7 @@
 """`harness mutate`: real mistakes made in an experiment, which law catches them, and what is said of the rest."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from trial import case
 from harness import mutation
 from harness.__main__ import main
 from harness.laws import LAWS
-from harness.mutation import Mutant, Mutation, Subject, evidence, mutants
+from harness.mutation import Mutant, Mutation, Subject, alike, mutants
 from harness.plan import Case
 from harness.record import Record
 from harness.report import mutation_markdown, mutation_text
@@ -81,8 +83,16 @@ def test_time_and_place_make_no_difference() -> None:
     """Two runs of the same training are equal, whenever they ran and however long they took."""
     steps = {"seconds": (9.0,) * 8, "watching_seconds": (1.0,) * 8}
     later = record(steps=steps).model_copy(update={"seconds": 99.0, "started": HEALTHY.started.replace(year=2031)})
-    assert evidence(later) == evidence(HEALTHY)
-    assert evidence(record(steps={"graphs": (1,) * 8})) != evidence(HEALTHY)
+    assert alike(later, HEALTHY)
+    assert not alike(record(steps={"graphs": (1,) * 8}), HEALTHY)
+
+
+def test_rounding_makes_no_difference() -> None:
+    """The same sum in another order is the same sum; what can be measured is not."""
+    losses = HEALTHY.steps.loss
+    assert alike(record(steps={"loss": tuple(loss * (1 + 1e-6) for loss in losses)}), HEALTHY)
+    assert not alike(record(steps={"loss": tuple(loss * (1 + 1e-3) for loss in losses)}), HEALTHY)
+    assert alike(record(loss_of_twin(math.nan)), loss_of_twin(math.nan))
 
 
 def test_slow_laws_are_asked_last(subject: Subject[Fault]) -> None:
@@ -119,7 +129,8 @@ def test_tables(subject: Subject[Fault]) -> None:
     assert text.endswith("caught 1 of 2 (1 equivalent)")
     page = mutation_markdown(found)
     assert "Caught 1 of 2 (1 equivalent)." in page
-    assert "| The loss is scaled. " in page
+    assert re.search(r"\| scaled +\| The loss is scaled. +\| caught 1 +\| loss\S+one 1 +\| a\\#1 ", page)
+    assert "## Cases\n\n- a.yaml::cpu\n" in page
     assert "## Survived" in page
     assert "## Survived" not in mutation_markdown(Mutation(tuple(mutants([subject], [SCALED]))))
 

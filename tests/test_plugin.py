@@ -83,7 +83,7 @@ def test_the_options_are_few(pytestconfig: pytest.Config) -> None:
     plugin.pytest_addoption(parser)
 
     (group,) = [group for group in parser._groups if group.name == "finetune"]
-    assert [name for option in group.options for name in option.names()] == ["--device", "--reports"]
+    assert [name for option in group.options for name in option.names()] == ["--device", "--reports", "--explore"]
     assert set(parser._inidict) == {"devices", "experiment_files"}
     assert all(pytestconfig.getini(name) for name in parser._inidict)
 
@@ -179,6 +179,47 @@ def test_an_unknown_device_is_a_usage_error(project: Project) -> None:
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--device: found 'gpu', expected cpu, cuda, cuda:N, cuda:all or mps*"])
+
+
+def test_exploring_has_an_item_of_its_own(project: Project) -> None:
+    """`--explore N` adds an item to each case and asks the engine for that many data sets; nothing else does."""
+    project.experiment(more="invariants: {holds_for_any_text: {}}", loop=LOOPS)
+
+    project.run("experiments", "-m", "invariant", "-k", "not agree")
+    found = outcomes(project.run("experiments", "--explore", "30"))
+
+    assert [line["explores"] for line in project.log()] == [None, None, [30, 0], [30, 0]]
+    assert [item for item in found if item.endswith("::holds_for_any_text")] == [
+        "experiments/a.yaml::cpu-custom::holds_for_any_text",
+        "experiments/a.yaml::cpu-trainer::holds_for_any_text",
+    ]
+    assert set(found.values()) == {"passed"}
+
+
+def test_what_exploring_found_is_tried_first_the_next_time(project: Project) -> None:
+    """A find is kept once beside the records, and every case of the experiment gets it in every later run."""
+    project.engine("answers={'cpu-custom': finding}")
+    project.experiment(loop=LOOPS)
+    project.experiment("experiments/b.yaml", loop=["trainer"])
+
+    first = project.run("experiments", "--explore", "5", "-k", "holds_for_any_text")
+    second = project.run("experiments", "--explore", "5", "-k", "holds_for_any_text")
+
+    item = "experiments/a.yaml::cpu-custom::holds_for_any_text"
+    assert messages(first)[item].startswith("'\\u202e[PAD]' in batches of 1: it crashes: ValueError: no")
+    assert messages(second)[item].startswith(
+        "'\\u202e[PAD]' in batches of 1 (found before): it crashes: ValueError: no"
+    )
+    assert [line["explores"] for line in project.log()] == [[5, 0], [5, 1], [5, 0], [5, 1], [5, 1], [5, 0]]
+    assert len((project.path / "reports" / "explored.jsonl").read_text().splitlines()) == 1
+
+
+def test_exploring_nothing_is_a_usage_error(project: Project) -> None:
+    """`--explore 0` says what is expected."""
+    result = project.run("experiments", "--explore", "0")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--explore: found 0, expected a number of data sets, 1 or more*"])
 
 
 @pytest.mark.parametrize(("devices", "found"), [("gpu", "'gpu'"), ("", "nothing")])
@@ -678,7 +719,7 @@ def test_the_probes_of_a_case_are_those_of_its_selected_laws(project: Project) -
         if law.axis is None and law.probes:
             (project.path / "asked.jsonl").unlink(missing_ok=True)
 
-            project.run(f"experiments/a.yaml::cpu::{law.name}")
+            project.run(f"experiments/a.yaml::cpu::{law.name}", "--explore", "1")
 
             assert probes(project) == {"cpu": sorted(law.probes)}
 

@@ -171,16 +171,15 @@ def test_a_healthy_record_has_nothing_broken() -> None:
     assert only.memory.peak_bytes == 5
 
 
-def test_broken_laws_come_in_the_order_of_the_cases() -> None:
-    """Laws of the cases first, in their order; then agreements."""
+def test_broken_agreements_stand_under_the_case_that_explains_them() -> None:
+    """Laws of the cases first, in their order; an agreement with what breaks it."""
     flat = {"loss": (0.5,) * 8}
     trainer = case("cpu-trainer", steps=flat)
 
     summary = summarise([case("cpu-custom"), trainer])
 
-    assert [
-        (verdict.about.rpartition("/")[2], verdict.law) for verdict in (one.verdict for one in summary.findings)
-    ] == [
+    (found,) = summary.findings
+    assert [(one.about.rpartition("/")[2], one.law) for one in (found.verdict, *found.consequences)] == [
         ("a.yaml::cpu-trainer", "loss_decreases"),
         ("a.yaml", "loops_agree"),
     ]

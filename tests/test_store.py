@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from records import HEALTHY, case, record, steps
 
 from harness import store
+from harness.exploration import Trial
 from harness.record import FORMAT, Record
 from harness.store import Store, latest_run, new_run, read
 
@@ -31,6 +34,45 @@ def problems(folder: Path, *lines: str | bytes) -> list[str]:
     reading = read([path])
     assert reading.records == (HEALTHY, HEALTHY)
     return [problem.removeprefix(f"{path}:") for problem in reading.problems]
+
+
+# What exploring found
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1),
+    st.integers(1),
+)
+def test_texts_that_were_found_come_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str], size: int) -> None:
+    """Whatever characters they hold, each once and in order, for their own experiment."""
+    kept, trial, other = Store(tmp_path_factory.mktemp("found")), Trial(tuple(texts), size), Trial(("a",), 9)
+
+    for one in (trial, other, trial):
+        kept.remember("a.yaml", one)
+
+    assert kept.trials("a.yaml") == tuple(dict.fromkeys((trial, other)))
+    assert kept.trials("b.yaml") == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param('{"experiment": "a.yaml", "sequences": ["a"], "batch_s', id="torn"),
+        pytest.param('{"experiment": "a.yaml", "sequences": ["a"], "batch_size": 0}', id="no batch"),
+        pytest.param('{"experiment": "a.yaml", "sequences": [" "], "batch_size": 1}', id="a blank text"),
+        pytest.param('{"experiment": "a.yaml", "sequences": [], "batch_size": 1}', id="no text"),
+        pytest.param('{"experiment": "a.yaml", "sequences": [1], "batch_size": 1}', id="a number"),
+        pytest.param("[]", id="a list"),
+        pytest.param("\xff", id="not ASCII"),
+    ],
+)
+def test_what_is_no_find_is_not_used(tmp_path: Path, line: str) -> None:
+    """A line that somebody has broken does not keep the others from being tried."""
+    kept = Store(tmp_path)
+    (tmp_path / "explored.jsonl").write_bytes(line.encode("latin-1") + b"\n")
+    kept.remember("a.yaml", Trial(("a",), 1))
+
+    assert kept.trials("a.yaml") == (Trial(("a",), 1),)
 
 
 # Writing

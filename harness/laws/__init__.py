@@ -10,6 +10,7 @@ from harness.laws import (
     agreement,
     data,
     dependence,
+    exploration,
     head,
     loss,
     objective,
@@ -64,6 +65,7 @@ LAWS: tuple[Law, ...] = (
     slow.overfits_one_batch,
     slow.deterministic,
     slow.ways_agree,
+    exploration.holds_for_any_text,
     agreement.loops_agree,
     agreement.devices_agree,
 )

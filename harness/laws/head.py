@@ -37,8 +37,9 @@ def head_is_new(
     """Exactly the head of the task is newly initialised; every backbone weight comes from the checkpoint.
 
     A wrong prefix in a checkpoint raises no error: the backbone stays random behind a warning, and the loss falls
-    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. And between loading
-    and the first step nothing changes: parameters and buffers are compared bit for bit.
+    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. Tensors
+    that the files hold under the model's names have the files' values, and between loading and the first step nothing
+    changes: all is compared bit for bit.
     """
     checkpoint = record.checkpoint
     if checkpoint is None:
@@ -51,6 +52,12 @@ def head_is_new(
         )
     if not checkpoint.pretrained:
         return not_applicable("every weight is random: there is no checkpoint to compare with")
+    if checkpoint.differing:
+        return broken(
+            f"{len(checkpoint.differing)} of {checkpoint.compared} tensors are other than in the checkpoint's files: "
+            f"{_names(checkpoint.differing)}",
+            cause="initialised again after they were loaded",
+        )
     new = {*checkpoint.missing, *checkpoint.mismatched}
     if parameters is None:
         expected = set(checkpoint.head)
@@ -73,8 +80,9 @@ def head_is_new(
             cause="the checkpoint was already fine-tuned for such a task; if that is meant, list what is new under "
             "invariants: head_is_new: parameters",
         )
+    as_stored = f"; {count(checkpoint.compared, 'tensor')} as stored" if checkpoint.compared else ""
     unused = f"; unused: {_names(checkpoint.unused)}" if checkpoint.unused else ""
-    return held(f"new: {_names(new) or 'nothing'}{unused}")
+    return held(f"new: {_names(new) or 'nothing'}{as_stored}{unused}")
 
 
 def _why_missing(record: Record, lost: set[str]) -> str:

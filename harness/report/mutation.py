@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tabulate import tabulate
 
-from harness.mutation import Mutant, Mutation
+from harness.mutation import OUTCOMES, Mutant, Mutation
 from harness.report.markdown import escape
 from harness.report.table import printable
 
 HEADERS = ("fault", "case", "loop", "caught by")
+BY_FAULT = ("fault", "what is wrong", "cases", "broken laws", "seen in")
 
 
 def mutation_text(mutation: Mutation) -> str:
@@ -20,20 +23,43 @@ def mutation_text(mutation: Mutation) -> str:
 
 
 def mutation_markdown(mutation: Mutation) -> str:
-    """As Markdown: the score, the table, the gaps, and what each fault is."""
-    rows = [[escape(cell) for cell in _cells(mutant)] for mutant in mutation.mutants]
-    faults = {mutant.fault.name: mutant.fault for mutant in mutation.mutants}.values()
-    what = [[escape(text) for text in (fault.name, fault.description, fault.source)] for fault in faults]
+    """As Markdown: the score, what survived, a row for each fault with the laws that caught it, the cases."""
+    rows = [[escape(cell) for cell in _row(mutants)] for mutants in _by_fault(mutation)]
     gaps = [f"- {escape(_gap(mutant))}" for mutant in mutation.survivors]
+    cases = [f"- {escape(name)}" for name in dict.fromkeys(mutant.case.name for mutant in mutation.mutants)]
+    explained = (
+        "Beside each law stands the number of cases in which it is broken; a fault is equivalent in a case if it left "
+        "what the healthy run left, up to the rounding of fp32."
+    )
     parts = [
         "# Mutation report",
-        f"{mutation.score[:1].upper()}{mutation.score[1:]}. Equivalent faults left exactly what the healthy run left.",
-        tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
+        f"{mutation.score[:1].upper()}{mutation.score[1:]}. {explained}",
         "\n".join(["## Survived", "", *gaps]) if gaps else "",
-        "## The faults",
-        tabulate(what, headers=("fault", "what is wrong", "seen in"), tablefmt="github", disable_numparse=True),
+        tabulate(rows, headers=BY_FAULT, tablefmt="github", disable_numparse=True),
+        "\n".join(["## Cases", "", *cases]) if cases else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_fault(mutation: Mutation) -> list[list[Mutant]]:
+    """The mutants of each fault, in the order of the faults."""
+    found: dict[str, list[Mutant]] = {}
+    for mutant in mutation.mutants:
+        found.setdefault(mutant.fault.name, []).append(mutant)
+    return list(found.values())
+
+
+def _row(mutants: list[Mutant]) -> tuple[str, ...]:
+    fault = mutants[0].fault
+    outcomes = Counter(mutant.outcome for mutant in mutants)
+    laws = Counter(verdict.law for mutant in mutants for verdict in mutant.broken)
+    return (
+        fault.name,
+        fault.description,
+        ", ".join(f"{outcome} {outcomes[outcome]}" for outcome in OUTCOMES if outcomes[outcome]),
+        ", ".join(f"{law} {number}" for law, number in laws.most_common()),
+        fault.source,
+    )
 
 
 def _cells(mutant: Mutant) -> tuple[str, str, str, str]:

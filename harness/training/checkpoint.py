@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 
 from harness import experiment, record
 from harness.errors import CheckpointError, Unavailable
-from harness.training import tiny, tokenizer
+from harness.training import stored, tiny, tokenizer
 
 Model = Any
 Stored = experiment.HubCheckpoint | experiment.FolderCheckpoint | experiment.PackageCheckpoint
@@ -52,6 +52,10 @@ class Loaded:
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    compared: int = 0
+    """Tensors that the files hold under the model's own names."""
+    differing: tuple[str, ...] = ()
+    """Those of them that were loaded with other values than the files hold."""
 
 
 @dataclass
@@ -116,7 +120,10 @@ def load(settings: experiment.Settings) -> Loaded:
     except _UNUSABLE as error:
         raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     _give_pad_token(model, words)
+    compared, differing = stored.compare(folder, model)
     return Loaded(
+        compared=compared,
+        differing=differing,
         model=model,
         tokenizer=words,
         source=str(source),
@@ -226,6 +233,8 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
         unused=loaded.unused,
         mismatched=loaded.mismatched,
         head=head_names(model),
+        compared=loaded.compared,
+        differing=loaded.differing,
         altered=tuple(altered),
     )
 

@@ -29,6 +29,7 @@ class Examples(Dataset[Features]):
     """
 
     def __init__(self, data: experiment.Data, tokenizer: Any, max_length: int) -> None:
+        self._tokenizer, self._max_length = tokenizer, max_length
         self._encoded = tokenizer(list(data.sequences), truncation=True, max_length=max_length)
         self._labels = data.labels
         self.lengths = tuple(len(ids) for ids in self._encoded["input_ids"])
@@ -37,6 +38,10 @@ class Examples(Dataset[Features]):
             raise CheckpointError(
                 f"max_length {max_length}: the tokenizer leaves {max(self.lengths)} tokens, for {special}"
             )
+
+    def like(self, data: experiment.Data) -> Examples:
+        """Other texts, encoded in the same way."""
+        return Examples(data, self._tokenizer, self._max_length)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,8 +18,8 @@ from transformers.utils import logging
 
 from harness.errors import Unavailable
 from harness.plan import Case
-from harness.record import Example, Outcome, Record, Tokenizer
-from harness.training import checkpoint, devices, environment, workload
+from harness.record import Example, Outcome, Record
+from harness.training import checkpoint, devices, environment, reference, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
@@ -76,7 +77,7 @@ def _stages(
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
-    evidence["tokenizer"] = _tokenizer(loaded, work)
+    evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     watch = _watch(loaded, work, progress)
     memory = devices.PeakMemory(device)
     memory.watch()
@@ -92,9 +93,9 @@ def _stages(
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
     evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
     evidence["probes"], evidence["probe_seconds"] = {}, {}
-    for name in sorted(case.probes):
+    for name, probe in _probes(case):
         clock = perf_counter()
-        evidence["probes"][name] = _probe(PROBES[name], loaded, work)
+        evidence["probes"][name] = _probe(probe, loaded, work)
         evidence["probe_seconds"][name] = perf_counter() - clock
 
 
@@ -129,6 +130,15 @@ def _attempt(
     return "finished", "", ""
 
 
+def _probes(case: Case) -> Iterator[tuple[str, Probe]]:
+    """The probes that a case wants, by name."""
+    yield from ((name, PROBES[name]) for name in sorted(case.probes & PROBES.keys()))
+    if case.exploration is not None:
+        from harness.training.exploration import explore  # hypothesis: only who explores waits for it
+
+        yield "exploration", partial(explore, search=case.exploration)
+
+
 def _probe(probe: Probe, loaded: checkpoint.Loaded, work: Workload) -> dict[str, Any]:
     """What a probe leaves; one that fails voids its laws, not the training."""
     try:
@@ -160,43 +170,10 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, progress: Progress | None)
     )
 
 
-def _tokenizer(loaded: checkpoint.Loaded, work: Workload) -> Tokenizer:
-    """The checkpoint's own, whatever the workload encodes and pads with."""
-    words = loaded.tokenizer
-    return Tokenizer(
-        name=type(words).__name__,
-        vocabulary=len(words),
-        pad_token_id=words.pad_token_id,
-        padding_side=words.padding_side,
-        max_length=work.max_length,
-    )
-
-
 def _examples(case: Case, loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[Example, ...]:
-    """Each example of a kept batch, encoded once more, alone, by the checkpoint's own tokenizer: the reference for what
-    reached the model.
-    """
-    data = case.settings.data
-
-    def encode(index: int) -> dict[str, Any]:
-        return dict(loaded.tokenizer(data.sequences[index], truncation=True, max_length=work.max_length))
-
+    """Each example of a kept batch."""
     indices = sorted({index for batch in watch.batches() for index in batch.examples})
-    return tuple(
-        Example(
-            index=index,
-            text=data.sequences[index][:60],
-            input_ids=encoded.pop("input_ids"),
-            columns={name: values for name, values in encoded.items() if _is_column(name, values)},
-            label=data.labels[index],
-        )
-        for index, encoded in zip(indices, map(encode, indices), strict=True)
-    )
-
-
-def _is_column(name: str, values: Any) -> bool:
-    """Whether it is a number for each token, other than the mask."""
-    return name != "attention_mask" and isinstance(values, list) and all(isinstance(value, int) for value in values)
+    return tuple(reference.example(loaded, case.settings.data, index, work.max_length) for index in indices)
 
 
 @contextmanager

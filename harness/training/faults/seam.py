@@ -99,6 +99,9 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
         def __init__(self, right: Any) -> None:
             self._right, self.lengths = right, right.lengths
 
+        def like(self, data: Any) -> Changed:
+            return Changed(self._right.like(data))
+
         def __len__(self) -> int:
             return len(self._right)
 

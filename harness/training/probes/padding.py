@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import longest
 from harness.training.twin import logits, twin
 from harness.training.workload import Workload
 
 EXAMPLES = 4
 EXTRA = 5
-"""Columns of padding beyond the longest row."""
+"""Columns of padding beyond the longest row, as far as tokenizer and model have room for them."""
 
 
 def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
@@ -26,24 +27,28 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """
     model = twin(work.model)
     indices = chosen(work.examples.lengths)
-    rows = [features(work, index) for index in indices]
-    end = _moves(model, rows, work)
+    end = moves(model, work, indices)
     model.load_state_dict(loaded.model.state_dict())
-    start = _moves(model, rows, work)
-    found = {way: [max(pair) for pair in zip(moves, start[way], strict=True)] for way, moves in end.items()}
-    return {"examples": indices, "lengths": [work.examples.lengths[index] for index in indices], **found}
+    start = moves(model, work, indices)
+    ways = ("batch", "more_padding", "other_company", "nothing_masked")
+    return {**end, **{way: [max(pair) for pair in zip(end[way], start[way], strict=True)] for way in ways}}
 
 
-def _moves(model: Any, rows: list[dict[str, Any]], work: Workload) -> dict[str, list[float]]:
+def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
+    """The evidence of `padding`, for these examples of a workload and a model in eval mode with its present weights."""
     collate = work.collator()
+    rows = [features(work, index) for index in indices]
     batch = collate(rows)
     others = collate(rows[: max(2, len(rows) // 2)])
-    more = [] if work.fixed_length else [_padded(batch, EXTRA, work.tokenizer)]  # there is no room for more
+    most = min(work.max_length, longest(None, work.tokenizer, model))  # there may be no positions beyond
+    extra = max(0, min(EXTRA, most - batch["input_ids"].shape[1]))
     with torch.no_grad():
         alone = [logits(model, collate([row]))[0] for row in rows]
     return {
+        "examples": indices,
+        "lengths": [work.examples.lengths[index] for index in indices],
         "batch": _distances(alone, model, batch),
-        "more_padding": [distance for wider in more for distance in _distances(alone, model, wider)],
+        "more_padding": _distances(alone, model, _padded(batch, extra, work.tokenizer)),
         "other_company": _distances(alone, model, others),
         "nothing_masked": _distances(alone, model, _unmasked(batch)),
     }
