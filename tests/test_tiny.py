@@ -164,10 +164,12 @@ def test_overrides_win():
 
 def test_dropout_of_every_part():
     """Every rate is set, in configs inside it too, but for those that follow another one and those asked for."""
-    config = tiny("t5gemma", decoder={"attention_dropout": 0.3})
-    set_dropout(config, 0.2, keep={"decoder": {"attention_dropout": 0.3}})
+    config = tiny("t5gemma")
+    set_dropout(config, 0.2, keep={})
     assert (config.encoder.attention_dropout, config.encoder.dropout_rate, config.dropout_rate) == (0.2, 0.2, 0.2)
-    assert (config.decoder.attention_dropout, config.decoder.dropout_rate) == (0.3, 0.2)
+    gemma = tiny("gemma3", text_config={"attention_dropout": 0.3})
+    set_dropout(gemma, 0.2, keep={"text_config": {"attention_dropout": 0.3}})
+    assert (gemma.text_config.attention_dropout, gemma.vision_config.attention_dropout) == (0.3, 0.2)
     bert = tiny("bert")
     set_dropout(bert, 0.0, keep={})
     assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob, bert.classifier_dropout) == (0.0, 0.0, None)
