@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="record files, or report folders, of which the newest run is taken (default: reports)",
     )
+    report.add_argument("--laws", action="store_true", help="which law held where instead, as Markdown")
     report.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
     report.set_defaults(command=_report)
     return parser
@@ -199,7 +200,7 @@ def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
 
 def _report(options: argparse.Namespace) -> int:
     from harness import store
-    from harness.report import markdown, summarise, terminal
+    from harness.report import laws_markdown, markdown, summarise, terminal
 
     files = [
         file
@@ -211,11 +212,15 @@ def _report(options: argparse.Namespace) -> int:
         where = ", ".join(map(str, options.paths)) or "reports"
         print("\n".join([*reading.problems, f"{where}: found no records, expected records/*.jsonl"]), file=sys.stderr)
         return 1
-    summary = summarise(reading.records, reading.problems)
-    if options.output is None:
-        print(terminal(summary))
+    if options.laws:
+        page = laws_markdown(reading.records)
     else:
-        options.output.write_text(markdown(summary), encoding="utf-8")
+        summary = summarise(reading.records, reading.problems)
+        page = terminal(summary) if options.output is None else markdown(summary)
+    if options.output is None:
+        print(page.rstrip())
+    else:
+        options.output.write_text(page, encoding="utf-8")
     return 0
 
 

@@ -315,6 +315,15 @@ def test_report_takes_the_newest_run_of_a_folder(project: Project, kept: Store, 
     assert "3 cases: 3 finished" in run("report", str(newer.path), str(kept.path))[1]
 
 
+def test_report_of_laws(project: Project, kept: Store, run: Harness) -> None:
+    """`--laws` prints cases by laws, as Markdown, there or to a file."""
+    status, out, _ = run("report", "--laws")
+    assert status == 0
+    assert out.startswith("# Laws by case\n")
+    assert run("report", "--laws", "--output", "laws.md") == (0, "", "")
+    assert (project.path / "laws.md").read_text() == out
+
+
 def test_report_uses_whole_lines(kept: Store, run: Harness) -> None:
     """A torn line and one of a newer format are named, in text and Markdown, and the others are reported."""
     with kept.path.open("a") as file:

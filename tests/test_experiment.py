@@ -805,6 +805,21 @@ def test_include_that_fits_no_point_is_a_point_of_its_own(folder: Folder) -> Non
     assert values(folder.read(text)) == [{"train.seed": 2}, {"train.seed": 3}, {"train.seed": 3, "train.steps": 4}]
 
 
+def test_what_is_expected_to_be_broken_is_no_part_of_an_id(folder: Folder) -> None:
+    """It is said of some points, and changes the name of none; two points that differ in nothing else are one."""
+    text = GOOD + (
+        "matrix:\n  train.seed: [1, 2]\n  include:\n  - train.seed: 2\n    expect_broken: {head_is_new: why}\n"
+        "  - {train.seed: 1, train.steps: 9, expect_broken.loss_decreases: flat}\n"
+    )
+    one, two = folder.read(text).points
+    assert (one.names, two.names) == (("1", "9"), ("2",))
+    assert (one.values, two.values) == ((("train.seed", 1), ("train.steps", 9)), (("train.seed", 2),))
+    assert one.settings.expect_broken == {"loss_decreases": "flat"}
+    assert two.settings.expect_broken == {"head_is_new": "why"}
+    with pytest.raises(InvalidExperiment, match="points whose ids differ"):
+        folder.read(GOOD + "matrix: {train.seed: [1], expect_broken.head_is_new: [one, two]}")
+
+
 def test_include_alone(folder: Folder) -> None:
     """Without lists, the entries are the points."""
     text = GOOD + "matrix:\n  include:\n  - {train.seed: 3}\n  - {train.seed: 4, precision: bf16}\n"

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from records import HEALTHY, PROBES, RATE, TWIN_STEP, record, trained
+from records import HEALTHY, PROBES, RATE, TWIN_STEP, case, record, trained
 from test_laws import Judged, check, each, rows, verdict
 
 from harness.record import Group, Record, Row
@@ -519,3 +519,24 @@ def test_an_expected_break_that_is_mended_is_broken() -> None:
         ),
         "broken",
     )
+
+
+def test_a_pair_that_is_expected_to_differ_is_judged_by_itself() -> None:
+    """The others must agree all the same, and the day that pair agrees is reported."""
+    known = {"loops_agree": "draws at random"}
+    same = (case("cpu-custom"), case("cpu-trainer"))
+    apart = (
+        case("cuda-custom", expect_broken=known),
+        case("cuda-trainer", expect_broken=known, steps={"loss": (0.7,) * 8}),
+    )
+    alike = tuple(record(one, steps=apart[0].steps) for one in apart)
+    found = verdict("loops_agree", (*same, *apart))
+    assert (found.outcome, found.cause) == ("held", "")
+    assert found.message.startswith("1 pair agrees; broken as expected (draws at random): cuda-custom and cuda-trainer")
+    assert verdict("loops_agree", apart).outcome == "expected"
+    mended = verdict("loops_agree", (*same, *alike))
+    assert (mended.outcome, "take it out of expect_broken" in mended.cause) == ("broken", True)
+    wrong = record(same[1], steps={"loss": (0.7,) * 8})
+    assert verdict("loops_agree", (same[0], wrong, *apart)).message.startswith("cpu-custom and cpu-trainer")
+    one_sided = (same[0], record(wrong, expect_broken=known))
+    assert verdict("loops_agree", one_sided).outcome == "broken"

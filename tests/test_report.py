@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from fake_engine import ENVIRONMENT
-from records import HEALTHY, case, record
+from records import HEALTHY, TWIN_STEP, case, record
 
 from harness.laws import Verdict
 from harness.record import Environment, Memory
-from harness.report import Row, Summary, markdown, summarise, terminal
+from harness.report import Row, Summary, laws_markdown, markdown, summarise, terminal
 from harness.report.summary import Cost
 from harness.throughput import NotMeasured, Rate, Throughput
 
@@ -216,6 +216,40 @@ def test_what_was_chosen_is_shown_with_its_reason() -> None:
     shown = markdown(summarise([record(tokenizer={"reasons": {"pad_token": "no pad token in the tokenizer"}})]))
     assert f"## Chosen\n\n- `{HEALTHY.name}`: no pad token in the tokenizer\n" in shown
     assert "Chosen" not in markdown(summarise([HEALTHY]))
+
+
+def test_the_table_of_laws() -> None:
+    """Loops share a row; a law that all hold has no column; expected breaks stand with reason and size; what did not
+    finish is left out with its reason."""
+    known = {"gradient_is_the_declared_one": "no gradient | by design"}
+    steps = {"steps": {"steps": [{**TWIN_STEP, "gradient": 3.0}, TWIN_STEP, TWIN_STEP]}}
+    page = laws_markdown(
+        [
+            case("cpu-custom", expect_broken=known, probes=steps),
+            case("cpu-trainer", expect_broken=known, probes=steps),
+            case("cuda-custom"),
+            case("cuda-trainer", outcome="crashed", reason="ValueError: no", expect_broken={"trains": "known"}),
+        ]
+    )
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert [row[0] for row in table[2:]] == ["cpu", "cuda"]
+    column = table[0].index("gradient_is_the_declared_one")
+    assert [row[column] for row in table[2:]] == ["expected", "+"]
+    assert "loss_decreases" not in table[0]
+    held = page.partition("Held by all: ")[2].partition("\n")[0]
+    assert "`loss_decreases`" in held
+    assert "gradient" not in held
+    assert "1 checkpoint in 3 finished cases, 1 left out" in page
+    (line,) = [line for line in page.splitlines() if line.startswith("- `cpu`, `gradient_is_the_declared_one`")]
+    assert "no gradient \\| by design. Found: step 1 on the twin: gradients differ by 3" in line
+    assert "cuda-trainer`: crashed: ValueError: no (known)" in page
+
+
+def test_the_table_of_laws_tells_loops_apart() -> None:
+    """Where they do not agree, the cell says what each says."""
+    page = laws_markdown([case("cpu-custom"), case("cpu-trainer", steps={"loss": (0.7,) * 8})])
+    assert "custom held, trainer broken" in page
+    assert "## Broken" in page
 
 
 if __name__ == "__main__":

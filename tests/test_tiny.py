@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from harness.errors import HarnessError
-from harness.training.tiny import InvalidConfig, UnknownConfigKey, configure, shrink
+from harness.training.tiny import InvalidConfig, UnknownConfigKey, configure, set_dropout, shrink
 from harness.training.tokenizer import adopt, fixed_length, input_names, train
 
 TEXTS = [
@@ -160,6 +160,19 @@ def test_overrides_win():
     assert (config.num_hidden_layers, config.hidden_size, config.attention_dropout) == (5, 128, 0.25)
     assert len(config.layer_types) == 5
     assert config.intermediate_size == 512
+
+
+def test_dropout_of_every_part():
+    """Every rate is set, in configs inside it too, but for those that follow another one and those asked for."""
+    config = tiny("t5gemma")
+    set_dropout(config, 0.2, keep={})
+    assert (config.encoder.attention_dropout, config.encoder.dropout_rate, config.dropout_rate) == (0.2, 0.2, 0.2)
+    gemma = tiny("gemma3", text_config={"attention_dropout": 0.3})
+    set_dropout(gemma, 0.2, keep={"text_config": {"attention_dropout": 0.3}})
+    assert (gemma.text_config.attention_dropout, gemma.vision_config.attention_dropout) == (0.3, 0.2)
+    bert = tiny("bert")
+    set_dropout(bert, 0.0, keep={})
+    assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob, bert.classifier_dropout) == (0.0, 0.0, None)
 
 
 def test_override_by_synonym():

@@ -15,7 +15,16 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from harness.training.tokenizer import SPECIAL, UNUSED, accepts_token_types, adopt, fixed_length, longest, train
+from harness.training.tokenizer import (
+    SPECIAL,
+    UNUSED,
+    accepts_token_types,
+    adopt,
+    fixed_length,
+    longest,
+    padding_side,
+    train,
+)
 
 TEXTS = ["I've been waiting for a HuggingFace course my whole life.", "This course is amazing!"]
 
@@ -167,6 +176,16 @@ def test_token_types_only_where_they_mean_something():
 def test_longest_text(model_type, tokens):
     """A text of that length is within the position table, also where counting begins behind padding."""
     assert longest(AutoConfig.for_model(model_type)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("model_type", "side"),
+    [("bert", "right"), ("gpt2", "right"), ("gemma", "left"), ("xlnet", "left"), ("no-such", "right")],
+)
+def test_pads_on_the_side_of_the_architecture(model_type, side):
+    """XLNet and Gemma pad on the left, and a saved tokenizer still does."""
+    assert padding_side(model_type) == side
+    assert train(TEXTS, padding_side=side).init_kwargs["padding_side"] == side
 
 
 def test_fixed_length():

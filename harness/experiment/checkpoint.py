@@ -77,7 +77,13 @@ class ArchitectureCheckpoint(Declared):
     size: Literal["tiny", "default"] = Field(
         default="default", description="`default`: as its config class has it; `tiny`: shrunk to train in seconds."
     )
-    config: dict[str, Any] = Field(default={}, description="Fields of its config to set, after the size.")
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Every dropout rate that its config has; null: as its config class has them.",
+    )
+    config: dict[str, Any] = Field(default={}, description="Fields of its config to set, after the size and dropout.")
 
     @field_validator("architecture")
     @classmethod

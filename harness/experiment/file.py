@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from harness.errors import InvalidExperiment, Mistake, shown
 from harness.experiment import source
 from harness.experiment.key import Laws
-from harness.experiment.matrix import Combination, combinations, name
+from harness.experiment.matrix import Combination, combinations, identifying, name
 from harness.experiment.mistake import mistake
 from harness.experiment.settings import Settings
 from harness.experiment.source import Node
@@ -85,8 +85,9 @@ def _point(tree: Node, combination: Combination, laws: Laws, mistakes: list[Mist
     mistakes += [mistake(error, tree, laws) for error in errors]
     if settings is None:
         return None
-    values = tuple((key, value.plain) for key, value in combination.items())
-    return Point(values, settings, tuple(value.name for value in combination.values()))
+    told = identifying(combination)
+    values = tuple((key, value.plain) for key, value in told.items())
+    return Point(values, settings, tuple(value.name for value in told.values()))
 
 
 def _law_errors(section: str, data: dict[str, Any], laws: Laws) -> list[ErrorDetails]:

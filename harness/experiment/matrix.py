@@ -87,6 +87,11 @@ def extend(points: list[Combination], include: Iterable[Combination], axes: Coll
     return original + added
 
 
+def identifying(point: Combination) -> Combination:
+    """The values that tell a point from the others; what is expected of it to be broken does not."""
+    return {key: value for key, value in point.items() if key.partition(".")[0] != "expect_broken"}
+
+
 def name(key: str, value: Any, index: int = 0) -> str:
     """How ids write a value of the matrix: as its text, or for a list or mapping the key and its place."""
     match value:
@@ -176,7 +181,7 @@ def _distinct(points: Sequence[Combination], matrix: Node, mistakes: list[Mistak
         mistakes.append(source.locate(matrix, ("exclude",)).mistake(("matrix",), "0 combinations", expected))
     first: dict[str, Combination] = {}
     for point in points:
-        identity = "-".join(value.name for value in point.values())
+        identity = "-".join(value.name for value in identifying(point).values())
         earlier = first.setdefault(identity, point)
         if earlier is not point:
             place = next(iter(point.values())).node

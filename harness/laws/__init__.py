@@ -110,6 +110,14 @@ def _judge_one(law: Law, record: Record) -> Verdict:
 
 
 def _judge_several(law: Law, cases: tuple[Record, ...], about: str) -> Verdict:
-    """Cases that turn the law off are left out, unless all do."""
+    """Cases that turn the law off are left out, unless all do; those that expect it to be broken are judged apart."""
     on = tuple(case for case in cases if case.invariants.get(law.name) is not False) or cases
-    return law.judge(on, about=about)
+    known = tuple(case for case in on if law.name in case.expect_broken)
+    others = tuple(case for case in on if law.name not in case.expect_broken)
+    verdicts = [law.judge(group, about=about) for group in (others, known) if group]
+    if len(verdicts) < 2 or any(verdict.outcome == "not applicable" for verdict in verdicts):
+        return law.judge(on, about=about)  # all are of one kind, or a case expects what its counterpart does not
+    verdict, expected = verdicts
+    if expected.outcome != "expected" or verdict.outcome == "broken":
+        return expected if expected.outcome == "broken" else verdict
+    return replace(verdict, message=f"{verdict.message}; broken as expected ({expected.cause}): {expected.message}")

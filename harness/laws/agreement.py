@@ -15,7 +15,9 @@ LOOP_TOLERANCE = {("cpu", "fp32"): 1e-5, ("cpu", "bf16"): 1.5e-2, ("cuda", "fp32
 """Largest difference of two loops' losses, relative to a loss above 1, absolute below, by device and precision.
 
 The loops run the same operators on the same numbers: on CPU their fp32 losses are bitwise equal (measured: 60 steps
-of `sentiment.yaml`, dropout on). On CUDA atomic additions change the order of sums; 1e-3 over 50 steps in fp32 and
+of `sentiment.yaml`, dropout on), or differ by rounding (some tiny decoders, from the ninth step on, by 3e-8 to 2.5e-6
+over 40 steps), which a training that is not steady makes larger. On CUDA atomic additions change the order of sums;
+1e-3 over 50 steps in fp32 and
 1.5e-2 in bf16 are the limits of TRL's own invariant suite.
 """
 

@@ -21,9 +21,11 @@ def padding_changes_nothing(
 ) -> Verdict:
     """The logits of an example do not depend on how much it is padded, nor on its company in the batch.
 
-    On the fp32 twin in eval mode. Tolerance 1e-4 of the largest logit: rounding moves 42 architectures by 3e-7
-    (median) to 3.3e-6, the weakest fault measured by 4.5e-2, the weakest architecture that truly mixes padding in
-    (ConvBERT) by 1.7e-3. Control of power: with the mask taken away the logits must move by ten times the tolerance.
+    On the fp32 twin in eval mode, with the trained weights and with those that they started from. Tolerance 1e-4 of the
+    largest logit: rounding moves 42 architectures by 3e-7 (median) to 3.3e-6, the weakest fault measured by 4.5e-2, the
+    weakest architecture that truly mixes padding in (ConvBERT) by 1.7e-3. Control of power: with the mask taken away
+    the logits must move by ten times the tolerance. They do not where padding stands on the right and attention looks
+    to the left only: most decoders pass whatever their mask is.
     """
     evidence = probed(record, "padding")
     if isinstance(evidence, Verdict):
@@ -57,8 +59,9 @@ def padding_changes_nothing(
 def examples_stay_apart(record: Record) -> Verdict:
     """A result depends on the tokens of its own example: not on padding, not on other examples of the batch.
 
-    By gradient with respect to the embedded tokens, which must be exactly 0 elsewhere. (Measured exactly 0.0 in fp32
-    for 39 of 42 architectures; FNet, ConvBERT and MobileBERT read neighbours by design.)
+    By gradient with respect to the embedded tokens, which must be exactly 0 elsewhere, with the trained weights and
+    with those that they started from. (Measured exactly 0.0 in fp32 for 39 of 42 architectures; FNet, ConvBERT and
+    MobileBERT read neighbours by design.)
     """
     evidence = probed(record, "dependence")
     if isinstance(evidence, Verdict):
@@ -86,8 +89,9 @@ def examples_stay_apart(record: Record) -> Verdict:
 def every_token_counts(record: Record) -> Verdict:
     """Every real token of an example can influence its result.
 
-    By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them. A masked last token,
-    a head that reads the wrong position, or an input that is ignored shows here.
+    By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them both with the trained
+    weights and with those that they started from. A masked last token, a head that reads the wrong position, or an
+    input that is ignored shows here.
     """
     evidence = probed(record, "dependence")
     if isinstance(evidence, Verdict):

@@ -1,8 +1,9 @@
-"""Summaries and tables of faults printed: for the terminal, and as Markdown."""
+"""Summaries, and tables of laws and of faults, printed: for the terminal, and as Markdown."""
 
+from harness.report.laws import laws_markdown
 from harness.report.markdown import markdown
 from harness.report.mutation import mutation_markdown, mutation_text
 from harness.report.summary import Row, Summary, summarise
 from harness.report.terminal import terminal
 
-__all__ = ["Row", "Summary", "markdown", "mutation_markdown", "mutation_text", "summarise", "terminal"]
+__all__ = ["Row", "Summary", "laws_markdown", "markdown", "mutation_markdown", "mutation_text", "summarise", "terminal"]

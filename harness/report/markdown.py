@@ -24,11 +24,11 @@ def markdown(summary: Summary) -> str:
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
-        _section("Chosen", [f"- {_code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
+        _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
         _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
         _costs(summary),
-        _section("Where it ran", [_environment(environment) for environment in summary.environments]),
+        _section("Where it ran", [environment_line(environment) for environment in summary.environments]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -58,24 +58,25 @@ def _broken(finding: Finding) -> str:
     verdict = finding.verdict
     cause = f"\n  Likely cause: {escape(verdict.cause)}" if verdict.cause else ""
     followed = "".join(
-        f"\n  - and so {_code(f'{one.about}::{one.law}')}: {escape(one.message)}" for one in finding.consequences
+        f"\n  - and so {code(f'{one.about}::{one.law}')}: {escape(one.message)}" for one in finding.consequences
     )
-    return f"- **{_code(f'{verdict.about}::{verdict.law}')}**: {escape(verdict.message)}{cause}{followed}"
+    return f"- **{code(f'{verdict.about}::{verdict.law}')}**: {escape(verdict.message)}{cause}{followed}"
 
 
 def _held(verdict: Verdict) -> str:
-    return f"- {_code(f'{verdict.about}::{verdict.law}')}: {escape(verdict.message)}"
+    return f"- {code(f'{verdict.about}::{verdict.law}')}: {escape(verdict.message)}"
 
 
 def _left_out(row: Row) -> list[str]:
     if row.outcome != "finished":
-        return [f"- {_code(row.name)}: {row.outcome}: {escape(row.reason)}"]
+        return [f"- {code(row.name)}: {row.outcome}: {escape(row.reason)}"]
     if isinstance(row.speed, NotMeasured):
-        return [f"- {_code(row.name)}: throughput is invalid: {escape(row.speed.reason)}"]
+        return [f"- {code(row.name)}: throughput is invalid: {escape(row.speed.reason)}"]
     return []
 
 
-def _environment(environment: Environment) -> str:
+def environment_line(environment: Environment) -> str:
+    """Device, platform, versions and commit, as an item of a list."""
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
     commit += " with changes" if environment.dirty else ""
@@ -88,7 +89,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", _line(text))
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text as code, between more backticks in a row than it holds itself."""
     text = _line(text)
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)

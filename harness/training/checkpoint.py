@@ -156,11 +156,14 @@ def _configuration(task: Task, rows: Rows) -> dict[str, Any]:
 def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Settings, rows: Rows) -> Loaded:
     task = task_of(settings)
     if settings.tokenizer is None:
-        words = tokenizer.train(task.texts(rows.first(TEXTS)))
+        side = tokenizer.padding_side(source.architecture)
+        words = tokenizer.train(task.texts(rows.first(TEXTS)), padding_side=side)
         words.chat_template = task.chat_template
     else:
         words = _named_words(settings.tokenizer)
     config = tiny.configure(source.architecture, size=source.size, vocab_size=len(words), overrides=dict(source.config))
+    if source.dropout is not None:
+        tiny.set_dropout(config, source.dropout, keep=source.config)
     tokenizer.adopt(config, words)
     for name, value in _configuration(task, rows).items():
         setattr(config, name, value)

@@ -130,7 +130,8 @@ def _attempt(
     except KeyboardInterrupt:
         return "interrupted", "stopped by Ctrl-C", ""
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        # Some messages begin with an empty line.
+        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         return "out of memory" if _out_of_memory(error) else "crashed", reason, traceback.format_exc()
     return "finished", "", ""
 

@@ -96,6 +96,20 @@ def shrink(config: PreTrainedConfig, *, vocab_size: int, keep: Mapping[str, Any]
     return _rebuilt(config, changes)
 
 
+def set_dropout(config: PreTrainedConfig, rate: float, keep: Mapping[str, Any]) -> None:
+    """Set every dropout rate of `config`, and of the configs inside it, but for the fields in `keep`.
+
+    A field that is None (BERT's `classifier_dropout`) goes on following another one.
+    """
+    # All that it holds, not only its fields: T5Gemma's config hands its own rates to those inside it.
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            nested = keep.get(name)
+            set_dropout(value, rate, nested if isinstance(nested, Mapping) else {})
+        elif "dropout" in name and isinstance(value, float | int) and not isinstance(value, bool) and name not in keep:
+            setattr(config, name, rate)
+
+
 # What a size is, by its name. The first rule that fits is taken, so the special names stand before the general ones.
 
 

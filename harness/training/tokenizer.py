@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -14,6 +15,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Ids 0 to 4, in this order."""
@@ -29,6 +31,7 @@ def train(
     model_input_names: Sequence[str] = ("input_ids", "attention_mask"),
     vocab_size: int = VOCABULARY,
     model_max_length: int = 254,
+    padding_side: Literal["left", "right"] = "right",
 ) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer of at most `vocab_size` tokens that writes `[CLS] text [SEP]`, or a pair as
     `[CLS] text [SEP] text [SEP]` with token types 0 and 1.
@@ -59,6 +62,7 @@ def train(
         eos_token="[SEP]",
         model_input_names=list(model_input_names),
         model_max_length=model_max_length,
+        padding_side=padding_side,
         # Heads that look for the end of the text count its tokens: one written by the user would be one too many.
         split_special_tokens=True,
     )
@@ -144,6 +148,16 @@ def fixed_length(config: PreTrainedConfig) -> int | None:
     """
     shape = getattr(config, "axial_pos_shape", None)
     return math.prod(shape) if shape and getattr(config, "axial_pos_embds", True) else None
+
+
+def padding_side(model_type: str) -> Literal["left", "right"]:
+    """The side on which the architecture's own tokenizer pads: left for XLNet and Gemma, right where it has none."""
+    try:
+        # Looking at the class of a tokenizer whose package is not installed raises ImportError.
+        words = tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES.get(model_type) or "")
+        return "left" if getattr(words, "padding_side", None) == "left" else "right"
+    except ImportError:
+        return "right"
 
 
 _ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")

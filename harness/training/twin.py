@@ -7,6 +7,8 @@ judged on the real run.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ def twin(model: Any) -> Any:
         parameter.grad = None
     silence(other)
     return other
+
+
+@contextmanager
+def same_draws(state: torch.Tensor | None = None) -> Iterator[None]:
+    """Let what runs inside draw the same random numbers each time, and what runs after it as if nothing had been drawn.
+
+    Dropout is not all that draws: Reformer hashes at random in eval mode too, and Phi-MoE samples its experts.
+
+    Args:
+        state: of the CPU's generator, to draw from; by default one that never changes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(torch.Generator().manual_seed(0).get_state() if state is None else state)
+        yield
 
 
 def silence(model: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import get_constant_schedule_with_warmup
 
 from harness import experiment
 from harness.errors import CheckpointError
-from harness.training import data
+from harness.training import data, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
 from harness.training.tasks import Collator, Task, task_of
@@ -83,7 +83,11 @@ class Workload:
             said |= {"padding": "max_length", "max_length": self.max_length}
         if self.train.pad_to_multiple_of is not None:
             said["pad_to_multiple_of"] = self.train.pad_to_multiple_of
-        return said
+        return {**said, **self._fixed}
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        return {} if self.fixed_length is None else {"padding": "max_length", "max_length": self.fixed_length}
 
     def collator(self) -> Collator:
         """Pads as declared: a new one each time, in the state in which a training begins."""
@@ -93,10 +97,15 @@ class Workload:
         """The same without anything random; it may leave out the labels.
 
         Args:
-            longest: pad to the longest row, whatever is declared.
+            longest: pad to the longest row, whatever is declared, if the model can take that.
         """
         plain = self.task.plain_collator(self.tokenizer, self.model) or self.task.collator(self.tokenizer, self.model)
-        return plain if longest else _padding(plain, self.padding)
+        return _padding(plain, self._fixed if longest else self.padding)
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The one length in tokens that every batch must be padded to; None where any length will do."""
+        return tokenizer.fixed_length(self.model.config)
 
     def batches(self) -> Iterator[Any]:
         """Batches on the CPU, padded as declared, epoch after epoch, until every step has one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from harness.training.checkpoint import Loaded
 from harness.training.data import longest
 from harness.training.probes.result import Texts, chosen, features, inputs, logits, texts
 from harness.training.tasks import Features
-from harness.training.twin import twin
+from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
 
 EXTRA = 5
@@ -21,13 +22,21 @@ def padding(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """How far the logits of each text move from those it has alone, relative to the largest of them.
 
     On the twin, in eval mode: in a batch as the collator makes it, with more padding than needed, in another
-    company; and, as the control of power, with a mask that hides nothing. Logits of padded positions are left out.
+    company; and, as the control of power, with a mask that hides nothing. Logits of padded positions are left out. With
+    the trained weights and with those that they started from, and of both figures the larger is kept: a model that has
+    learnt a few examples by heart hardly moves, whatever it reads.
     """
-    return moves(twin(work.model), work, chosen(work.examples.lengths))
+    model = twin(work.model)
+    indices = chosen(work.examples.lengths)
+    end = moves(model, work, indices)
+    model.load_state_dict(loaded.model.state_dict())
+    start = moves(model, work, indices)
+    ways = ("batch", "more_padding", "other_company", "nothing_masked")
+    return {**end, **{way: [*map(larger, end[way], start[way])] for way in ways}}
 
 
 def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
-    """The evidence of `padding`, for these examples of a workload and a model in eval mode."""
+    """The evidence of `padding`, for these examples of a workload and a model in eval mode with its present weights."""
     collate = work.plain_collator(longest=True)  # alone is without any padding
     rows = [features(work, index) for index in indices]
     alone = [
@@ -55,9 +64,14 @@ def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
     }
 
 
+def larger(one: float, two: float) -> float:
+    """The larger of two figures; NaN if either is."""
+    return one if math.isnan(one) or one >= two else two
+
+
 def _results(model: Any, work: Workload, whole: Texts, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The logits of each text, at the places that are its own."""
-    with torch.no_grad():
+    with torch.no_grad(), same_draws():
         found = logits(work, model(**batch))
     return [found[row, whole.read(row, found.shape[1])] for row in range(len(whole.lengths))]
 

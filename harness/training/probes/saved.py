@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from harness.training.checkpoint import Loaded
 from harness.training.probes.result import chosen, features, inputs, logits
-from harness.training.twin import twin
+from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
 
 STRINGS = ("plain words", "Mixed CASE and 123", "naïve café", "日本語 emoji 🙂", "a\tb\nc", "[PAD] </s> <unk>")
@@ -22,7 +22,7 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
     model = twin(work.model)
     rows = [features(work, index) for index in chosen(work.examples.lengths)]
     batch = inputs(work, work.plain_collator()(rows))
-    with torch.no_grad():
+    with torch.no_grad(), same_draws():
         before = logits(work, model(**batch))
     with tempfile.TemporaryDirectory(prefix="harness-saved-") as folder:
         model.save_pretrained(folder)
@@ -30,7 +30,7 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
         try:
             again = work.task.auto.from_pretrained(folder, use_safetensors=True).eval()
             words = AutoTokenizer.from_pretrained(folder)
-            with torch.no_grad():
+            with torch.no_grad(), same_draws():
                 distance = float((before - logits(work, again(**batch))).abs().max())
         except Exception as error:  # whatever it is, what was saved is of no use
             return {"failed": f"{type(error).__name__}: {error}"[:500]}
@@ -46,13 +46,13 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
         "tokens": [text for text in STRINGS if words(text)["input_ids"] != work.tokenizer(text)["input_ids"]],
         "settings": [
             name
-            for name, before, after in (
+            for name, old, new in (
                 ("pad_token_id", work.tokenizer.pad_token_id, words.pad_token_id),
                 ("padding_side", work.tokenizer.padding_side, words.padding_side),
                 ("id2label", model.config.id2label, again.config.id2label),
                 ("config.pad_token_id", _pad(model), _pad(again)),
             )
-            if before != after
+            if old != new
         ],
     }
 

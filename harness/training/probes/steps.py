@@ -16,7 +16,7 @@ from harness.training.checkpoint import Loaded
 from harness.training.data import Drawn
 from harness.training.devices import find
 from harness.training.tasks import Task
-from harness.training.twin import twin
+from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
 
 STEPS = 3
@@ -72,6 +72,7 @@ class Oracle:
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._logits: tuple[torch.Tensor, ...] = ()
+        self._random = torch.get_rng_state()
         self._step: dict[str, Any] = {}
         self._expected: Tensors = {}
         self._before: Tensors = {}
@@ -81,6 +82,7 @@ class Oracle:
         """Watch the model's forward and the optimizer's step."""
         actual = getattr(optimizer, "optimizer", optimizer)
         for handle in (
+            self._model.register_forward_pre_hook(self._before_forward),
             self._model.register_forward_hook(self._on_forward, with_kwargs=True),
             actual.register_step_pre_hook(self._on_step),
         ):
@@ -97,6 +99,10 @@ class Oracle:
     def close(self) -> None:
         """Take the hooks off."""
         self._hooks.close()
+
+    def _before_forward(self, module: Any, args: Any) -> None:
+        if torch.is_grad_enabled():
+            self._random = torch.get_rng_state()
 
     def _on_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if torch.is_grad_enabled():
@@ -147,40 +153,45 @@ class Oracle:
                 parameter.copy_(parameters[name])
         self._other.train()
         labels = {name: self._arguments[name] for name in self._task.labels}
-        logits = self._outputs(self._other(**self._inputs()))
+        logits = self._logits_again()
         for each in logits:
             each.register_hook(self._amplify)
         loss = self._task.loss(logits, labels)
-        names = [name for name, parameter in self._other.named_parameters() if parameter.requires_grad]
-        wanted = [parameter for parameter in self._other.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        self._other.zero_grad()
+        loss.backward()  # not autograd.grad: Reformer's layers leave the gradients of their weights on them
         return {
-            "gradients": {n: g for n, g in zip(names, gradients, strict=True) if g is not None},
+            "gradients": {n: p.grad for n, p in self._other.named_parameters() if p.grad is not None},
             "step": {"reference_loss": float(loss.detach()), **self._by_logits(labels)},
         }
 
     def _unreached(self, gradients: Tensors) -> list[str]:
         """Parameters that get no gradient although the logits depend on them: frozen, or detached on the way.
 
-        One after the other is moved, and the logits looked at; those that have no part in the forward pass stay out.
+        They are moved, and the logits looked at: first all at once, for most that get none have no part in the forward
+        pass, such as those that see an image; then one after the other.
         """
-        inputs = self._inputs()
         parameters = dict(self._other.named_parameters())
-        found = []
+        names = [name for name in self._learnable if name in parameters and name not in gradients]
         with torch.no_grad():
-            right = self._outputs(self._other(**inputs))
-            for name in (name for name in self._learnable if name in parameters and name not in gradients):
-                kept = parameters[name].clone()
-                parameters[name].copy_(kept * 1.5 + 0.1 * torch.arange(kept.numel()).cos().view_as(kept))
-                if not all(map(torch.equal, self._outputs(self._other(**inputs)), right)):
-                    found.append(name)
-                parameters[name].copy_(kept)
-        return found
+            right = self._logits_again()
 
-    def _inputs(self) -> Tensors:
-        """The tensors that the model got for this batch, but for the labels."""
+            def matter(names: list[str]) -> bool:
+                kept = [parameters[name].clone() for name in names]
+                for name in names:
+                    value = parameters[name]
+                    value.copy_(value * 1.5 + 0.1 * torch.arange(value.numel()).cos().view_as(value))
+                moved = not all(map(torch.equal, self._logits_again(), right))
+                for name, value in zip(names, kept, strict=True):
+                    parameters[name].copy_(value)
+                return moved
+
+            return [name for name in names if matter([name])] if names and matter(names) else []
+
+    def _logits_again(self) -> tuple[torch.Tensor, ...]:
+        """What the copy gives for the tensors that the model got, but for the labels, with the same random draws."""
         tensors = ((k, v) for k, v in self._arguments.items() if isinstance(v, torch.Tensor) and v.dim())
-        return {name: value for name, value in tensors if name not in self._task.labels}
+        with same_draws(self._random):
+            return self._outputs(self._other(**{k: v for k, v in tensors if k not in self._task.labels}))
 
     def _by_logits(self, labels: Tensors) -> dict[str, Any]:
         """The gradient of the loss by the logits, as it was and as the formula has it."""

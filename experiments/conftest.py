@@ -1,0 +1,3 @@
+"""Folders that `pytest experiments/` leaves out; whoever names one, or a file in it, runs it."""
+
+collect_ignore = ["zoo"]  # every architecture of transformers: minutes

@@ -1,0 +1,107 @@
+"""Right trainings of architectures of every kind raise no alarm, but for those that the zoo's file explains."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import logging
+
+from harness import plan
+from harness.experiment import ArchitectureCheckpoint, architecture, read
+from harness.laws import LAWS, judge, judge_together
+from harness.plan import Case
+from harness.report.markdown import escape
+from harness.training.checkpoint import Shelf
+from harness.training.run import run
+
+ROOT = Path(__file__).parent.parent
+ZOO = ROOT / "experiments" / "zoo" / "sequence-classification.yaml"
+PROBES = frozenset(probe for law in LAWS if law.axis is None and not law.slow for probe in law.probes)
+
+SAMPLE = {
+    "bert": "an encoder",
+    "deberta-v2": "relative positions",
+    "longformer": "windows, padded inside",
+    "xlnet": "two streams, rows and places changed about, padded on the left",
+    "gpt2": "a decoder, padded on the right",
+    "gemma": "a decoder, padded on the left",
+    "mixtral": "a mixture of experts",
+    "jamba": "state spaces beside attention",
+    "t5": "an encoder and a decoder",
+    "bart": "an encoder and a decoder that does not load again",
+    "fnet": "a Fourier transform that mixes padding in",
+    "phimoe": "experts drawn at random in training",
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Warnings about odd tiny configs say nothing; threads that wait for a busy processor only cost time."""
+    verbosity, threads = logging.get_verbosity(), torch.get_num_threads()
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    yield
+    logging.set_verbosity(verbosity)
+    torch.set_num_threads(threads)
+
+
+@cache
+def cases() -> dict[str, list[Case]]:
+    """The cases of the zoo's file, by architecture."""
+    found: dict[str, list[Case]] = {}
+    for case in plan.cases(read(ZOO, {law.name: law.options for law in LAWS}), ["cpu"], root=ROOT):
+        assert isinstance(case.settings.checkpoint, ArchitectureCheckpoint)
+        found.setdefault(case.settings.checkpoint.architecture, []).append(replace(case, probes=PROBES))
+    return found
+
+
+def check(name: str) -> None:
+    """Train it in both loops: nothing is broken but what the file expects, and all of that is."""
+    shelf = Shelf()
+    records = [run(case, shelf=shelf, root=ROOT) for case in cases()[name]]
+    verdicts = [verdict for record in records for verdict in judge(record)] + list(judge_together(records))
+    assert [f"{v.about}::{v.law}: {v.message}" for v in verdicts if v.outcome == "broken"] == []
+    assert {v.law for v in verdicts if v.outcome == "expected"} == set(records[0].expect_broken)
+    assert all(record.finished or "trains" in record.expect_broken for record in records)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_right_training_raises_no_alarm(name: str) -> None:
+    """One of each kind."""
+    check(name)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", sorted(architecture.known("sequence-classification") or ()))
+def test_no_architecture_raises_an_alarm(name: str) -> None:
+    """All of them."""
+    check(name)
+
+
+def test_the_zoo_has_every_architecture() -> None:
+    """A new one of transformers is missed here."""
+    assert cases().keys() == architecture.known("sequence-classification")
+    assert {case.settings.train.loop for each in cases().values() for case in each} == {"custom", "trainer"}
+
+
+@pytest.mark.parametrize(("path", "there"), [("experiments", False), (ZOO.relative_to(ROOT), True)])
+def test_the_zoo_runs_where_it_is_named(path: str | Path, there: bool) -> None:
+    """Its minutes are no part of `pytest experiments/`."""
+    command = [sys.executable, "-m", "harness", "plan", str(path)]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("experiments/zoo/sequence-classification.yaml::cpu-bert-custom" in planned.splitlines()) is there
+
+
+def test_every_expected_break_is_in_the_table() -> None:
+    """docs/zoo.md is the table of a run of this file."""
+    table = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
+    for name, (case, *_) in cases().items():
+        trains = "trains" not in case.settings.expect_broken
+        assert (any(row.replace("\\", "").startswith(f"cpu-{name}") for row in rows)) is trains
+        for reason in case.settings.expect_broken.values():
+            assert escape(reason) in table
