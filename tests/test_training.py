@@ -244,7 +244,7 @@ def test_text_that_is_no_token_is_named() -> None:
     """A character that is not shown leaves special tokens alone: nothing to learn from, and it says which row it is."""
     record = attempt(case(data={"sequences": ["soup", "\u200b"], "labels": [0, 1]}))
     assert record.outcome == "crashed"
-    expected = "DataError: data.sequences: row 1: the tokenizer makes no token of the text '\\u200b'"
+    expected = r"DataError: data.sequences: row 1: the tokenizer makes no token of the text '\u200b'"
     assert record.reason == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -34,5 +35,6 @@ def runner(root: Path) -> Runs:
                 return run(case, shelf=shelf, root=root, fault=fault)
         finally:
             logging.set_verbosity(level)
+            gc.collect()  # models hang in circles of hooks and classes, of which too few are made for Python to look
 
     return runs
