@@ -6,6 +6,8 @@ import copy
 import math
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from operator import mul
 from typing import Any
 
 import torch
@@ -108,14 +110,11 @@ class Oracle:
         if torch.is_grad_enabled():
             self._arguments, self._logits = kwargs, self._outputs(output)
             for logits in self._logits:
-                logits.register_hook(self._amplify)
+                logits.register_hook(partial(mul, self._factor))  # nothing of the oracle's: it would never be let go
                 logits.retain_grad()
 
     def _outputs(self, output: Any) -> tuple[torch.Tensor, ...]:
         return tuple(getattr(output, name) for name in self._task.outputs)
-
-    def _amplify(self, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * self._factor
 
     @property
     def _factor(self) -> float:
@@ -155,7 +154,7 @@ class Oracle:
         labels = {name: self._arguments[name] for name in self._task.labels}
         logits = self._logits_again()
         for each in logits:
-            each.register_hook(self._amplify)
+            each.register_hook(partial(mul, self._factor))
         loss = self._task.loss(logits, labels)
         self._other.zero_grad()
         loss.backward()  # not autograd.grad: Reformer's layers leave the gradients of their weights on them
