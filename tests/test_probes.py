@@ -10,6 +10,7 @@ from harness.training import devices, workload
 from harness.training.checkpoint import Loaded, Shelf
 from harness.training.probes.dependence import dependence
 from harness.training.probes.padding import padding
+from harness.training.probes.result import features
 from harness.training.probes.steps import steps
 from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
@@ -147,6 +148,6 @@ def test_logits_are_the_same_each_time() -> None:
     """Reformer hashes at random in eval mode too."""
     loaded, work = prepared("reformer", SHORT)
     model = twin(loaded.model)
-    batch = work.collator()([{name: value for name, value in work.examples[0].items() if name != "index"}])
+    batch = work.collator()([features(work, 0)])
     with torch.no_grad():
         assert torch.equal(logits(model, batch), logits(model, batch))

@@ -80,7 +80,9 @@ def environment_line(environment: Environment) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
     commit += " with changes" if environment.dirty else ""
-    where = f"{environment.device}, {environment.threads} threads, {environment.platform}; {versions}{commit}"
+    where = f"{environment.device}, {environment.threads} threads, {environment.platform}; {versions}{commit}".rstrip(
+        "; "
+    )
     return f"- {escape(where)}"
 
 
