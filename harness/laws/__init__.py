@@ -12,6 +12,7 @@ from harness.laws import (
     dependence,
     exploration,
     head,
+    known,
     label,
     loss,
     objective,
@@ -105,7 +106,7 @@ def not_finished(record: Record) -> str:
 
 def _judge_one(law: Law, record: Record) -> Verdict:
     if record.finished or law.on_failure:
-        return law.judge(record, about=record.name)
+        return known.explained(law.judge(record, about=record.name), record)
     return replace(not_applicable(not_finished(record)), law=law.name, about=record.name)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tabulate import tabulate
+
+from harness.laws.known import DEFECTS
 from harness.laws.law import Law
 
 
@@ -17,7 +20,15 @@ def explain(law: Law) -> str:
 
 def page(laws: Iterable[Law]) -> str:
     """All laws, as the page `docs/laws.md`."""
-    return "\n\n".join([_INTRODUCTION, *map(explain, laws)]) + "\n"
+    return "\n\n".join([_INTRODUCTION, *map(explain, laws), _known()]) + "\n"
+
+
+def _known() -> str:
+    """The known defects, as a table."""
+    rows = [(d.law, d.library, d.seen, d.what, d.remedy, d.thread) for d in DEFECTS]
+    headers = ("law", "library", "last seen", "what is wrong", "remedy", "thread")
+    table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+    return f"{_DEFECTS}\n\n{table}"
 
 
 _INTRODUCTION = """\
@@ -41,6 +52,13 @@ invariants:
   loss_decreases: {by: 0.3, window: 10}
   backbone_changes: false
 ```"""
+
+
+_DEFECTS = """\
+## Known defects of libraries
+
+They break a law in a set-up that is right. The verdict is *broken*, and its cause names the defect; an experiment that
+lives with one says so in `expect_broken`, and hears of it the day it is mended."""
 
 
 def _options(law: Law) -> str:

@@ -1,0 +1,80 @@
+"""Defects of libraries that break a law in a set-up that is right, so that nobody looks for the mistake at home."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from harness.laws.law import Verdict
+from harness.record import Record
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong in a library, where it shows, and what helps."""
+
+    law: str
+    library: str
+    """With the versions in which it was seen."""
+    seen: str
+    """When it was last found to be there, as year and month."""
+    what: str
+    remedy: str
+    thread: str
+    applies: Callable[[Record], bool]
+    """Whether a record in which the law is broken has what it takes."""
+
+
+DEFECTS: tuple[Defect, ...] = (
+    Defect(
+        law="save_reload_equal",
+        library="transformers 5.23",
+        seen="2026-11",
+        what="BartConfig has 3 labels by default, and config.json leaves labels out where they are 2, the default of "
+        "all other configs: loading makes a head for 3",
+        remedy="give the labels names (data.label_names), or pass num_labels where the model is loaded",
+        thread="none found",
+        applies=lambda record: _architecture(record).startswith("Bart") and _settings(record, "data.num_labels") == 2,
+    ),
+    Defect(
+        law="labels_masked_right",
+        library="transformers, 4.29 to 5.23",
+        seen="2026-11",
+        what="DataCollatorForLanguageModeling ignores every id that is the pad token: where that is the end token, no "
+        "end of a text is learnt",
+        remedy="make labels before padding and pad them with DataCollatorForSeq2Seq, or give the tokenizer a pad token "
+        "of its own",
+        thread="https://github.com/huggingface/transformers/issues/23530",
+        applies=lambda record: _settings(record, "task") == "causal-lm",
+    ),
+    Defect(
+        law="loss_finite",
+        library="torch and transformers 5, where a checkpoint is stored in fp16",
+        seen="2026-11",
+        what="from_pretrained keeps the file's dtype, and in fp16 AdamW's eps of 1e-8 is 0: weights become NaN, which "
+        "the Trainer logs as a loss of 0.0",
+        remedy="load with dtype=torch.float32, and let autocast do the rest",
+        thread="https://github.com/huggingface/peft/issues/1249",
+        applies=lambda record: record.checkpoint is not None and record.checkpoint.dtype == "float16",
+    ),
+)
+"""By law; what is mended is taken out."""
+
+
+def explained(verdict: Verdict, record: Record) -> Verdict:
+    """The verdict, which names a known defect where the record has what it takes."""
+    if verdict.outcome != "broken":
+        return verdict
+    for defect in DEFECTS:
+        if defect.law == verdict.law and defect.applies(record):
+            known = f"known defect of {defect.library}: {defect.what}. Remedy: {defect.remedy} ({defect.thread})"
+            return replace(verdict, cause=f"{verdict.cause}; {known}" if verdict.cause else known)
+    return verdict
+
+
+def _architecture(record: Record) -> str:
+    return record.checkpoint.architecture if record.checkpoint is not None else ""
+
+
+def _settings(record: Record, key: str) -> object:
+    return record.settings.get(key)

@@ -1,0 +1,71 @@
+"""Defects of libraries: named where a record has what it takes, and really there."""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+from records import PROBES, record
+from transformers import AutoConfig, BartConfig, BartForSequenceClassification
+
+from harness.laws import LAWS, judge
+from harness.laws.known import DEFECTS
+from harness.record import Record
+
+
+def cause(law: str, evidence: Record) -> str:
+    """What a law says is the reason."""
+    (verdict,) = judge(evidence, [one for one in LAWS if one.name == law])
+    return verdict.cause
+
+
+def lost(architecture: str, labels: int) -> Record:
+    """A record of a head that did not come back from the folder it was saved to."""
+    return record(
+        checkpoint={"architecture": architecture},
+        settings={"data.num_labels": labels},
+        probes={"saved": {**PROBES["saved"], "weights": ["classification_head.out_proj.weight"]}},
+    )
+
+
+def test_defects_name_laws_and_dates() -> None:
+    """A table that nobody looks after goes stale: each row says when it was last seen."""
+    for defect in DEFECTS:
+        assert defect.law in {law.name for law in LAWS}
+        assert date.fromisoformat(f"{defect.seen}-01").year >= 2026
+        assert defect.thread == "none found" or defect.thread.startswith("https://github.com/")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "labels", "known"),
+    [("BartForSequenceClassification", 2, True), ("BartForSequenceClassification", 3, False), ("BertModel", 2, False)],
+)
+def test_known_defect_is_named_where_it_applies(architecture: str, labels: int, known: bool) -> None:
+    """And nowhere else; the verdict stays broken."""
+    assert ("known defect of transformers" in cause("save_reload_equal", lost(architecture, labels))) is known
+
+
+def test_what_holds_has_no_defect() -> None:
+    """A record with what it takes, in which nothing is broken."""
+    evidence = record(checkpoint={"architecture": "BartForSequenceClassification"}, settings={"data.num_labels": 2})
+    assert cause("save_reload_equal", evidence) == ""
+
+
+def test_bart_forgets_two_labels_and_not_their_names(tmp_path: Path) -> None:
+    """The defect is there, and the remedy helps."""
+    small = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8}
+    small |= {"encoder_attention_heads": 1, "decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    for folder, names in (("plain", None), ("named", {0: "bad", 1: "good"})):
+        said = {"num_labels": 2} if names is None else {"id2label": names}
+        BartForSequenceClassification(BartConfig(**small, **said)).save_pretrained(tmp_path / folder)
+    assert AutoConfig.from_pretrained(tmp_path / "plain").num_labels == 3
+    assert AutoConfig.from_pretrained(tmp_path / "named").num_labels == 2
+
+
+def test_adamw_in_fp16_makes_nan_of_weights() -> None:
+    """Its eps is 0 there: what gets no gradient is divided by 0."""
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3)
+    weight.grad = torch.tensor([1.0, 0.0], dtype=torch.float16)
+    optimizer.step()
+    assert bool(weight.isnan().any())
