@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from itertools import count, islice, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedTokenizerFast
 from trial import SEQUENCES, case, train
 
 from harness.errors import DataError
@@ -22,11 +23,13 @@ from harness.laws import judge
 from harness.training import tokenizer
 from harness.training.data import Ahead, Drawn, EpochOrder, Examples, ahead, by_length, encoder, shuffled
 from harness.training.rows import Labels, Table
+from harness.training.tasks import task_of
 from harness.training.workload import Workload
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+TASK = task_of(case().settings)
 CORPUS = [*SEQUENCES, "Grüße aus Köln", "日本語のテキスト", "emoji 🙂🙃", "naïve café, résumé!"]
 LONGEST = 12
 
@@ -87,7 +90,7 @@ def table(texts: list[str], **said: Any) -> Table:
 
 def speaking(kind: str, texts: list[str]) -> list[str]:
     """Those that are some token to the tokenizer."""
-    encode = encoder(words(kind), LONGEST)
+    encode = encoder(TASK, words(kind), LONGEST)
     rows = [{"text": text, "label": 0} for text in texts if text.strip()]
     return (
         [
@@ -103,7 +106,8 @@ def speaking(kind: str, texts: list[str]) -> list[str]:
 def workload(kind: str, examples: Any, said: Train) -> Workload:
     """What batches need of a workload."""
     nothing: Any = None
-    return Workload(nothing, words(kind), examples, LONGEST, nothing, said, "fp32", nothing, Drawn())
+    model = SimpleNamespace(config=BertConfig())
+    return Workload(model, TASK, words(kind), examples, LONGEST, nothing, said, "fp32", nothing, Drawn())
 
 
 def epoch(work: Workload, epochs: int = 1) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
@@ -128,7 +132,7 @@ def test_batches_hold_their_texts_and_padding(kind: str, large: bool, texts: lis
     texts, own = speaking(kind, texts), words(kind)
     if not texts:
         return
-    encode = encoder(own, LONGEST)
+    encode = encoder(TASK, own, LONGEST)
     work = workload(kind, Ahead(table(texts), encode, said, 4) if large else Examples(table(texts), encode), said)
     seen: list[int] = []
     for indices, batch in epoch(work):
@@ -159,7 +163,7 @@ def test_pairs_are_encoded_together(kind: str, texts: list[str], pairs: list[str
     """A row of two texts is the tokenizer's encoding of the pair, cut where it is too long, and that is counted."""
     own = words(kind)
     rows = [{"text": one, "text_pair": two, "label": 0} for one, two in zip(texts, pairs, strict=False)]
-    found = encoder(own, LONGEST)(rows)
+    found = encoder(TASK, own, LONGEST)(rows)
     for row, features in zip(rows, found, strict=True):
         whole = own(row["text"], row["text_pair"])["input_ids"]
         assert (
@@ -187,7 +191,7 @@ def test_grouping_pads_less() -> None:
     for batching in ("in_order", "grouped"):
         said = Train(batch_size=4, batching=batching)
         own = words("WordPiece")
-        work = workload("WordPiece", Examples(table(texts), encoder(own, 40)), said)
+        work = workload("WordPiece", Examples(table(texts), encoder(TASK, own, 40)), said)
         found = list(epoch(work, epochs=2))
         padded[batching] = sum(batch["input_ids"].numel() for _, batch in found)
         assert [indices for indices, _ in found[:16]] != [indices for indices, _ in found[16:]]

@@ -165,7 +165,7 @@ class Bench:
 
     def _fed(self, small: Workload, trial: Trial) -> Record:
         """What the case's own loop feeds its model with."""
-        listener = Listener(small.drawn)
+        listener = Listener(small.drawn, small.model.config)
         LOOPS[small.train.loop](replace(small, model=listener), listener)
         data, length = small.examples.rows, small.max_length
         assert isinstance(data, Table)
@@ -214,10 +214,12 @@ class Listener(torch.nn.Module):
 
     Args:
         drawn: which examples the loader drew for each batch.
+        config: the model's, which says how batches are padded.
     """
 
-    def __init__(self, drawn: Drawn) -> None:
+    def __init__(self, drawn: Drawn, config: Any) -> None:
         super().__init__()
+        self.config = config
         self.batches: list[Batch] = []
         self._drawn = drawn
         self._weight = torch.nn.Parameter(torch.zeros(()))
