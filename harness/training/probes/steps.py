@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import ExitStack
 from dataclasses import replace
@@ -45,8 +44,7 @@ def steps(loaded: Loaded, work: Workload) -> dict[str, Any]:
     model.load_state_dict(loaded.model.state_dict())
     train = work.train.model_copy(update={"steps": STEPS, "batch_size": min(ROWS, work.train.batch_size)})
     small = replace(work, model=model, device=find("cpu"), precision="fp32", train=train, drawn=Drawn())
-    learnable = [name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad]
-    oracle = Oracle(work.task, model, train, learnable)
+    oracle = Oracle(work.task, model, twin(loaded.model), train)
     try:
         LOOPS[train.loop](small, oracle)
     finally:
@@ -60,17 +58,17 @@ class Oracle:
     Args:
         task: says what the loss is.
         model: the twin that the loop trains.
+        reference: a twin of the model as it was loaded, on which nobody has hung or frozen anything.
         train: what is declared.
-        learnable: names of the parameters that train as the model was loaded.
     """
 
-    def __init__(self, task: Task, model: Any, train: experiment.Train, learnable: list[str]) -> None:
+    def __init__(self, task: Task, model: Any, reference: Any, train: experiment.Train) -> None:
         self.found: list[dict[str, Any]] = []
         self._task = task
         self._model = model
-        self._other = copy.deepcopy(model)
+        self._other = reference
         self._train = train
-        self._learnable = learnable
+        self._learnable = [name for name, parameter in reference.named_parameters() if parameter.requires_grad]
         self._hooks = ExitStack()
         self._arguments: dict[str, Any] = {}
         self._logits: tuple[torch.Tensor, ...] = ()
@@ -149,14 +147,15 @@ class Oracle:
         """Loss and gradients of the same batch at the same weights, by a formula written out here."""
         with torch.no_grad():
             for name, parameter in self._other.named_parameters():
-                parameter.copy_(parameters[name])
+                parameter.copy_(parameters.get(name, parameter))
         self._other.train()
         labels = {name: self._arguments[name] for name in self._task.labels}
         logits = self._logits_again()
         for each in logits:
             each.register_hook(partial(mul, self._factor))
         loss = self._task.loss(logits, labels)
-        self._other.zero_grad()
+        for parameter in self._other.parameters():
+            parameter.grad = None
         loss.backward()  # not autograd.grad: Reformer's layers leave the gradients of their weights on them
         return {
             "gradients": {n: p.grad for n, p in self._other.named_parameters() if p.grad is not None},
