@@ -157,7 +157,7 @@ def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Sett
     task = task_of(settings)
     if settings.tokenizer is None:
         side = tokenizer.padding_side(source.architecture)
-        words = tokenizer.train(task.texts(rows.first(TEXTS)), padding_side=side)
+        words = tokenizer.train([*task.texts(rows.first(TEXTS)), *task.marks], padding_side=side)
         words.chat_template = task.chat_template
     else:
         words = _named_words(settings.tokenizer)

@@ -31,7 +31,9 @@ class Survey:
         self._unknown = loaded.tokenizer.unk_token_id
         self._special = frozenset(loaded.tokenizer.all_special_ids) - {self._unknown}
         self._classes = loaded.rows.labels.count or 0
-        self._known = self._unknown is not None and "unk_token" in loaded.tokenizer.special_tokens_map
+        # GPT-2's unknown token is its end token, too: one in a text says nothing of a word.
+        others = {loaded.tokenizer.eos_token_id, loaded.tokenizer.bos_token_id, loaded.tokenizer.pad_token_id}
+        self._known = "unk_token" in loaded.tokenizer.special_tokens_map and self._unknown not in {None, *others}
         self._seen: set[int] = set()
         self._labels: Counter[int] = Counter()
         self._outside: list[record.Row] = []

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
 from harness.training.checkpoint import Loaded
+from harness.training.data import bare
 from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
 from harness.training.faults.seam import Row, altered, on_batch, on_loss, relabelled
 from harness.training.tasks import IGNORED
@@ -172,7 +173,7 @@ def hidden_once_for_all(work: Workload, patch: Patch) -> Workload:
 
     def change(index: int, row: Row) -> Row:
         if index not in hidden:
-            made = hide([{name: row[name] for name in row if name != "index"}])
+            made = hide([bare(row)])
             hidden[index] = {**row, "input_ids": made["input_ids"][0].tolist(), "labels": made["labels"][0].tolist()}
         return hidden[index]
 

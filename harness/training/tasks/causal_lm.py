@@ -44,6 +44,8 @@ class CausalLM(Task):
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
 
+    marks = (":",)  # of the template
+
     def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
         """Ids, and the same ids as labels where they are to be learnt; the model shifts them."""
         found = []

@@ -48,6 +48,8 @@ class Task(ABC):
 
     chat_template: ClassVar[str | None] = None
     """For a tokenizer that is trained on the experiment's own text."""
+    marks: ClassVar[tuple[str, ...]] = ()
+    """What such a tokenizer has to know beside that text."""
     masked: float | None = None
     """Share of the tokens that are hidden at random, to be predicted."""
 
