@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.errors import HarnessError, InvalidExperiment, meant
+from harness.errors import HarnessError, InvalidExperiment, count, meant
 
 if TYPE_CHECKING:
     from harness.mutation import Mutant
@@ -156,7 +156,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _mutate(options: argparse.Namespace) -> int:
-    """Every fault in every case: 0 if all are caught, 1 if one survives, 2 if a case is not healthy to begin with."""
+    """Every fault in every case: 0 if all are caught, 1 if one survives or it is stopped, 2 if a case is not healthy to
+    begin with.
+    """
     from harness import plan
     from harness.experiment import read
     from harness.laws import LAWS
@@ -179,13 +181,20 @@ def _mutate(options: argparse.Namespace) -> int:
         print("\n".join(["not healthy before anything is made wrong:", *alarms]), file=sys.stderr)
         return 2
     chosen = [known[name] for name in options.only or known]
-    mutation = Mutation(tuple(_told(mutants(subjects, chosen))))
+    found: list[Mutant] = []
+    stopped = False
+    try:
+        found.extend(_told(mutants(subjects, chosen)))
+    except KeyboardInterrupt:
+        print(f"\nstopped by Ctrl-C after {count(len(found), 'mutant')}; what was found until then:", file=sys.stderr)
+        stopped = True
+    mutation = Mutation(tuple(found))
     if options.output is None:
         print(mutation_text(mutation))
     else:
         options.output.write_text(mutation_markdown(mutation), encoding="utf-8")
         print(mutation.score)
-    return 1 if mutation.survivors else 0
+    return 1 if mutation.survivors or stopped else 0
 
 
 def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:

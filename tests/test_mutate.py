@@ -235,6 +235,25 @@ def test_command_prints_table_and_score(file: Path, capsys: pytest.CaptureFixtur
     assert out.endswith("caught 1 of 1 (0 equivalent)\n")
 
 
+def test_command_that_is_stopped_says_what_it_found(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes of work are not thrown away: the table of what was done, and status 1."""
+    right, seen = Subject.with_fault, list[Fault]()
+
+    def with_fault(self: Subject[Fault], fault: Fault) -> Mutant:
+        seen.append(fault)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        return right(self, fault)
+
+    monkeypatch.setattr(Subject, "with_fault", with_fault)
+    assert main(["mutate", str(file), "--only", "loss_negated", "loss_summed"]) == 1
+    said = capsys.readouterr()
+    assert "stopped by Ctrl-C after 1 mutant" in said.err
+    assert said.out.endswith("caught 1 of 1 (0 equivalent)\n")
+
+
 def test_command_names_the_gap(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A survivor: status 1, and the page says which."""
     file.write_text(EXPERIMENT + "invariants: {update_is_the_declared_one: false, optimizer_covers_trainable: false}\n")
