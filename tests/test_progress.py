@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -190,6 +192,8 @@ def test_on_a_terminal_the_line_appears_and_vanishes_and_ctrl_c_stops(project: P
         encoding="utf-8",
         timeout=120,
         dimensions=(50, 80),
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     output = StringIO()
     child.logfile_read = output

@@ -283,6 +283,17 @@ def test_an_answer_that_stands_twice_is_the_one_that_is_meant() -> None:
     assert found["start_positions"] == places[-1]
 
 
+def test_examples_are_collated_without_being_changed() -> None:
+    """A collator gives the same batch of the same examples twice; some of the library's take labels out of them."""
+    rows = [{"text": "the soup", "choices": ["was warm", "waited an hour"], "label": 1}]
+    choice = task("multiple-choice", *rows)
+    words = TOKENIZERS["word pieces"]
+    features = choice.encode(rows, words, 20)
+    collate = choice.collator(words, None)
+
+    assert collate(features)["labels"].tolist() == collate(features)["labels"].tolist() == [1]
+
+
 # Losses
 
 

@@ -16,7 +16,8 @@ class _Movable(DataCollatorForMultipleChoice):
     """The library's collator, whose batches go to a device as those of the others do."""
 
     def torch_call(self, examples: list[Features]) -> BatchEncoding:
-        return BatchEncoding(super().torch_call(examples))
+        # Copies: transformers 5.17 takes the labels out of the examples that it is given.
+        return BatchEncoding(super().torch_call([dict(example) for example in examples]))
 
 
 class MultipleChoice(Task):
