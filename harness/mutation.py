@@ -156,7 +156,7 @@ def alike(one: Record, other: Record) -> bool:
 
 def evidence(record: Record) -> dict[str, Any]:
     """All that a run left but for time, place and memory, in which any two runs differ."""
-    clocks: dict[str, Any] = {"steps": {"seconds", "watching_seconds", "data_seconds"}}
+    clocks: dict[str, Any] = {"steps": {"seconds", "processor_seconds", "watching_seconds", "data_seconds"}}
     return record.model_dump(
         mode="json",
         exclude={

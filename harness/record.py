@@ -53,6 +53,10 @@ class Environment(Part):
     processor: str = ""
     device: str = ""
     """Name of the accelerator as its driver gives it, or of the processor."""
+    driver: str = ""
+    """Version of the accelerator's driver; empty where there is none."""
+    runtime: str = ""
+    """What torch drives the accelerator through, such as ``CUDA 12.8, cuDNN 91002``; empty for a processor."""
     threads: int | None = None
     """Intra-op threads of torch."""
     commit: str | None = None
@@ -204,6 +208,8 @@ class Steps(Part):
     """Of the first parameter group, as the optimizer used it."""
     seconds: tuple[float, ...] = ()
     """From the end of the step before to the end of this one, the device waited for on both sides."""
+    processor_seconds: tuple[float, ...] = ()
+    """Processor time that all threads of the process took in the step: what other processes take is no part of it."""
     watching_seconds: tuple[float, ...] = ()
     """Spent on taking evidence between this step and the next; not part of any step."""
     data_seconds: tuple[float, ...] = ()

@@ -85,6 +85,7 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "loss": losses,
         "learning_rate": (RATE,) * count,
         "seconds": (0.1,) * count,
+        "processor_seconds": (0.09,) * count,
         "watching_seconds": (0.0,) * count,
         "data_seconds": (0.002,) * count,
         "samples": (2,) * count,

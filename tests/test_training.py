@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any
 
 import pytest
@@ -20,8 +20,9 @@ from trial import LABELS, SEQUENCES, attempt, case, train
 
 from harness.plan import Case
 from harness.record import Record
-from harness.training import loops, run, watch
+from harness.training import environment, loops, run, watch
 from harness.training.data import Drawn, EpochOrder
+from harness.training.devices import Device
 from harness.training.timing import StepClock
 from harness.training.watch import Watch
 from harness.training.workload import Workload
@@ -391,6 +392,32 @@ def test_device_is_waited_for_on_both_sides_of_a_step() -> None:
     assert events == [0, 6]
     with pytest.raises(RuntimeError, match="without start"):
         step.stop()
+
+
+def test_processor_time_leaves_out_what_others_take() -> None:
+    """A step that waits takes no processor time, one that computes takes about as much as the clock says at most."""
+    step = StepClock(lambda: None)
+    step.start()
+    sleep(0.05)
+    assert step.stop() >= 0.05
+    assert step.processor_seconds < 0.02
+    step.start()
+    until = process_time() + 0.02
+    while process_time() < until:
+        pass
+    whole = step.stop()
+    assert 0.02 <= step.processor_seconds <= whole + 0.002
+
+
+def test_the_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a CUDA device the version that NVIDIA's module tells, open or not; of a processor nothing."""
+    device = Device("cuda", torch.device("cuda"))
+    monkeypatch.setattr(environment, "DRIVER", tmp_path / "version")
+    assert environment._driver(device) == ""
+    for text in ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue", "NVRM version: Open 550.54.15 x"):
+        (tmp_path / "version").write_text(text)
+        assert environment._driver(device) == "550.54.15"
+    assert environment._driver(Device("cpu", torch.device("cpu"))) == ""
 
 
 def test_progress_is_told_of_each_step() -> None:

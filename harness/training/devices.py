@@ -26,6 +26,14 @@ class Device:
         """The accelerator's own name; empty for a CPU."""
         return torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else ""
 
+    @property
+    def runtime(self) -> str:
+        """The libraries that torch drives the accelerator through; empty where it is part of torch itself."""
+        if self.torch.type != "cuda":
+            return ""
+        kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        return f"{kind}, cuDNN {torch.backends.cudnn.version()}"
+
     def wait(self) -> None:
         """Return when everything queued on the device is done; free on a CPU."""
         if self.torch.type == "cuda":

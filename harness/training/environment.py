@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,19 @@ import torch
 from harness.record import Environment
 from harness.training.devices import Device
 
-DISTRIBUTIONS = ("pytest-finetune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
+DISTRIBUTIONS = (
+    "pytest-finetune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "datasets",
+)
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""Where NVIDIA's kernel module names itself: ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue ...``."""
 
 
 def describe(folder: Path, device: Device | None) -> Environment:
@@ -26,10 +39,19 @@ def describe(folder: Path, device: Device | None) -> Environment:
         platform=platform.platform(),
         processor=processor,
         device=(device.title if device else "") or processor,
+        driver=_driver(device),
+        runtime=device.runtime if device else "",
         threads=torch.get_num_threads(),
         commit=commit,
         dirty=None if status is None else bool(status),
     )
+
+
+def _driver(device: Device | None) -> str:
+    if device is None or device.torch.type != "cuda" or not DRIVER.exists():
+        return ""
+    found = re.search(r"\d+\.\d+(\.\d+)*", DRIVER.read_text(errors="replace"))
+    return found.group() if found else ""
 
 
 def _version(name: str) -> str:

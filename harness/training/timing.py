@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, process_time
 
 
 class StepClock:
@@ -20,10 +20,14 @@ class StepClock:
         self._wait = wait
         self._now = now
         self._started: float | None = None
+        self._processor_started = 0.0
+        self.processor_seconds = 0.0
+        """Processor time that all threads of this process took in the step that ended last."""
 
     def start(self) -> None:
         """Begin a step."""
         self._wait()
+        self._processor_started = process_time()
         self._started = self._now()
 
     def stop(self) -> float:
@@ -36,5 +40,6 @@ class StepClock:
             raise RuntimeError("stop() without start()")
         self._wait()
         seconds = self._now() - self._started
+        self.processor_seconds = process_time() - self._processor_started
         self._started = None
         return seconds

@@ -212,6 +212,7 @@ class Watch:
             "loss": loss,
             "learning_rate": self._rate,
             "seconds": seconds,
+            "processor_seconds": self._clock.processor_seconds,
             "data_seconds": waited,
             "samples": len(examples),
             "real_tokens": sum(lengths),
