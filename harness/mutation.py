@@ -81,8 +81,10 @@ class Mutation:
 class Subject(Generic[Fault]):
     """A case in which faults are made.
 
-    Most faults show in the first steps, so a short training is tried first, judged by the laws that it keeps where
-    nothing is wrong; then the declared one; and the laws that train again are asked only where the others see nothing.
+    What costs little is tried first: most faults show in the first steps, to laws that only read the record. The next
+    ask for evidence of their own, then the declared number of steps is trained; and laws that train again, which look
+    at other trainings than this one, are asked only where all others see nothing. A short training is judged by the
+    laws that it keeps where nothing is wrong.
 
     Args:
         case: what is trained.
@@ -92,21 +94,24 @@ class Subject(Generic[Fault]):
 
     def __init__(self, case: Case, laws: Iterable[Law], runs: Callable[[Case, Fault | None], Record]) -> None:
         self.case = case
-        self._laws = [law for law in laws if law.axis is None and case.settings.invariants.get(law.name) is not False]
-        self._quick = [law for law in self._laws if not law.slow]
+        laws = [law for law in laws if law.axis is None and case.settings.invariants.get(law.name) is not False]
+        self._quick = [law for law in laws if not law.slow]
+        self._slow = [law for law in laws if law.slow]
         self._runs = runs
 
     @cached_property
     def healthy(self) -> Record:
-        """The run without a fault."""
-        return self._runs(_probed(self.case, self._laws), None)
+        """The run without a fault, with the evidence of the laws that do not train again."""
+        return self._runs(_probed(self.case, self._quick), None)
 
     @property
     def alarms(self) -> tuple[str, ...]:
         """What is wrong with it without a fault: there must be nothing, or no fault can be told from it."""
         if self.healthy.outcome == "skipped":
             return (f"{self.case.name}: skipped: {self.healthy.reason}",)
-        return tuple(f"{one.about}::{one.law}: {one.message}" for one in _broken(self.healthy, self._laws))
+        slow = self._runs(_probed(self._short, self._slow), None) if self._slow else self.healthy
+        verdicts = _broken(self.healthy, self._quick) + _broken(slow, self._slow)
+        return tuple(f"{one.about}::{one.law}: {one.message}" for one in verdicts)
 
     def suits(self, fault: Described) -> bool:
         """Whether the fault can happen in its loop, and is one of its task."""
@@ -119,26 +124,27 @@ class Subject(Generic[Fault]):
             record = self._runs(_probed(case, laws), fault)
             if broken := _broken(record, laws):
                 return Mutant(self.case, fault, "caught", broken)
-        return Mutant(
-            self.case, fault, "equivalent" if alike(self._read(record), self._read(self.healthy)) else "survived"
-        )
+            if laws is self._quick:
+                whole = record
+        return Mutant(self.case, fault, "equivalent" if alike(whole, self.healthy) else "survived")
 
-    def _read(self, record: Record) -> Record:
-        """The record without what trains again: it ends in digests, of which rounding makes others."""
-        again = {probe for law in self._laws if law.slow for probe in law.probes}
-        kept = {name: found for name, found in record.probes.items() if name not in again}
-        return record.model_copy(update={"probes": kept})
+    @property
+    def _short(self) -> Case:
+        settings = self.case.settings
+        if settings.train.steps <= SHORT:
+            return self.case
+        train = settings.train.model_copy(update={"steps": SHORT})
+        return replace(self.case, settings=settings.model_copy(update={"train": train}))
 
     @cached_property
     def _stages(self) -> list[tuple[Case, list[Law]]]:
-        stages = [(self.case, self._quick), (self.case, self._laws)]
-        settings = self.case.settings
-        if settings.train.steps > SHORT:
-            train = settings.train.model_copy(update={"steps": SHORT})
-            short = replace(self.case, settings=settings.model_copy(update={"train": train}))
+        """Each is a training and the laws that judge it."""
+        short, stages = self._short, [(self.case, self._quick)]
+        if short is not self.case:
             alarms = {one.law for one in _broken(self._runs(_probed(short, self._quick), None), self._quick)}
-            stages.insert(0, (short, [law for law in self._quick if law.name not in alarms]))
-        return stages
+            sure = [law for law in self._quick if law.name not in alarms]
+            stages = [(short, [law for law in sure if not law.probes]), (short, sure), *stages]
+        return [*stages, (short, self._slow)] if self._slow else stages
 
 
 def mutants(subjects: Sequence[Subject[Fault]], faults: Iterable[Fault]) -> Iterator[Mutant]:

@@ -30,6 +30,9 @@ ROWS = 4
 NOISE = 1e-5
 """Elements whose gradient is below this share of the largest are left out of an update: AdamW divides their rounding
 noise by itself, and what it then moves them by is arbitrary."""
+COMPARED = 2**14
+"""Elements of a tensor whose update is compared, at most, evenly spaced among those that count: an optimizer treats all
+elements of a tensor alike. Gradients, which may be wrong for a few of them, are compared as a whole."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -134,14 +137,13 @@ class Oracle:
             "state_of_step": int(taken),
             "unreached": self._unreached(reference["gradients"]) if not self.found else [],
         }
-        largest = max((float(gradient.abs().max()) for gradient in found.values()), default=0.0)
+        largest = max((_largest(gradient) for gradient in found.values()), default=0.0)
         for name, gradient in found.items():
-            # Most elements are rows of words that the batch lacks: what does not count is not computed either.
-            counted = self._counted[name] = gradient.abs() > NOISE * largest
+            counted = self._counted[name] = _counting(gradient, NOISE * largest)
             kept = optimizer.state.get(parameters[name], {})
-            state = {key: value[counted] if key in ("exp_avg", "exp_avg_sq") else value for key, value in kept.items()}
-            start = self._before[name] = parameters[name].detach()[counted]
-            self._expected[name] = adamw(start, gradient[counted], state, rate, self._train)
+            state = {k: _at(v, counted) if k in ("exp_avg", "exp_avg_sq") else v for k, v in kept.items()}
+            start = self._before[name] = _at(parameters[name].detach(), counted)
+            self._expected[name] = adamw(start, _at(gradient, counted), state, rate, self._train)
 
     def _reference(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """Loss and gradients of the same batch at the same weights, by a formula written out here."""
@@ -223,8 +225,23 @@ def adamw(
     return parameter.double() * (1 - rate * train.weight_decay) - rate * direction
 
 
+def _largest(tensor: torch.Tensor) -> float:
+    """The largest absolute value."""
+    return float(torch.linalg.vector_norm(tensor, ord=math.inf)) if tensor.numel() else 0.0
+
+
+def _counting(gradient: torch.Tensor, noise: float) -> torch.Tensor:
+    """Places, in the flattened tensor, of elements beyond the noise; most are rows of words that the batch lacks."""
+    places = torch.nonzero(gradient.abs().flatten() > noise).flatten()
+    return places[:: -(-len(places) // COMPARED) or 1]
+
+
+def _at(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten()[places]
+
+
 def _compare_gradients(found: Tensors, expected: Tensors) -> dict[str, Any]:
-    missing = [name for name in expected if name not in found and bool(expected[name].abs().max() > 0)]
+    missing = [name for name in expected if name not in found and _largest(expected[name]) > 0]
     zero = torch.zeros(())
     distances = {name: float((found.get(name, zero) - tensor).norm()) for name, tensor in expected.items()}
     whole = math.hypot(*(float(tensor.norm()) for tensor in expected.values()))
@@ -244,7 +261,7 @@ def _compare_updates(now: dict[str, Any], before: Tensors, expected: Tensors, co
     moves = rounding = 0.0
     for name, target in expected.items():
         start = before[name].double()
-        distances[name] = float((now[name].detach()[counted[name]].double() - target).norm())
+        distances[name] = float((_at(now[name].detach(), counted[name]).double() - target).norm())
         moves = math.hypot(moves, float((target - start).norm()))
         rounding = math.hypot(rounding, float(torch.finfo(now[name].dtype).eps * start.norm()))
     return {
