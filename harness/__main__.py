@@ -16,7 +16,9 @@ from harness import __version__
 from harness.errors import HarnessError, InvalidExperiment, count, meant
 
 if TYPE_CHECKING:
-    from harness.mutation import Mutant
+    from harness.journal import Journal
+    from harness.mutation import Mutant, Subject
+    from harness.training.fault import Fault
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", metavar="NAME", help="instead of those that the files name (%(default)s)"
     )
     mutate.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
+    mutate.add_argument(
+        "--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from what it holds"
+    )
     mutate.set_defaults(command=_mutate)
 
     report = commands.add_parser("report", help="judge stored records again and remake the report")
@@ -161,10 +166,10 @@ def _mutate(options: argparse.Namespace) -> int:
     """
     from harness import plan
     from harness.experiment import read
+    from harness.journal import Journal
     from harness.laws import LAWS
     from harness.mutation import Mutation, Subject, mutants
     from harness.report import mutation_markdown, mutation_text
-    from harness.training.fault import Fault
     from harness.training.faults import FAULTS
     from harness.training.mutate import runner
 
@@ -177,14 +182,15 @@ def _mutate(options: argparse.Namespace) -> int:
     cases = [case for one in experiments for case in plan.cases(one, [options.device], root=root, override=True)]
     runs = runner(root)
     subjects: list[Subject[Fault]] = [Subject(case, LAWS, runs) for case in cases]
-    if alarms := [alarm for subject in subjects for alarm in subject.alarms]:
+    chosen = [known[name] for name in options.only or known]
+    journal = Journal(options.journal) if options.journal is not None else None
+    if alarms := [alarm for subject in _open(subjects, chosen, journal) for alarm in subject.alarms]:
         print("\n".join(["not healthy before anything is made wrong:", *alarms]), file=sys.stderr)
         return 2
-    chosen = [known[name] for name in options.only or known]
     found: list[Mutant] = []
     stopped = False
     try:
-        found.extend(_told(mutants(subjects, chosen)))
+        found.extend(_told(mutants(subjects, chosen, journal)))
     except KeyboardInterrupt:
         print(f"\nstopped by Ctrl-C after {count(len(found), 'mutant')}; what was found until then:", file=sys.stderr)
         stopped = True
@@ -195,6 +201,13 @@ def _mutate(options: argparse.Namespace) -> int:
         options.output.write_text(mutation_markdown(mutation), encoding="utf-8")
         print(mutation.score)
     return 1 if mutation.survivors or stopped else 0
+
+
+def _open(subjects: Sequence[Subject[Fault]], faults: Sequence[Fault], journal: Journal | None) -> list[Subject[Fault]]:
+    """The cases of which the journal does not know everything yet."""
+    if journal is None:
+        return list(subjects)
+    return [one for one in subjects if not journal.has_all(one.case, filter(one.suits, faults))]
 
 
 def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:

@@ -74,8 +74,19 @@ class Mutation:
     @property
     def score(self) -> str:
         """``caught 60 of 61 (4 equivalent)``: there is nothing to catch in what is equivalent."""
-        caught, survived, equivalent = (sum(one.outcome == outcome for one in self.mutants) for outcome in OUTCOMES)
+        caught, survived, equivalent = self.counts
         return f"caught {caught} of {caught + survived} ({equivalent} equivalent)"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Mutants of each outcome, in the order of `OUTCOMES`."""
+        return tuple(sum(one.outcome == outcome for one in self.mutants) for outcome in OUTCOMES)
+
+    @property
+    def by_case(self) -> dict[str, Mutation]:
+        """The same, case by case, by the name of the case."""
+        names = dict.fromkeys(mutant.case.name for mutant in self.mutants)
+        return {name: Mutation(tuple(one for one in self.mutants if one.case.name == name)) for name in names}
 
 
 class Subject(Generic[Fault]):
@@ -147,9 +158,30 @@ class Subject(Generic[Fault]):
         return [*stages, (short, self._slow)] if self._slow else stages
 
 
-def mutants(subjects: Sequence[Subject[Fault]], faults: Iterable[Fault]) -> Iterator[Mutant]:
-    """Each fault in each case that it can happen in."""
-    return (subject.with_fault(fault) for fault in faults for subject in subjects if subject.suits(fault))
+class Notes(Protocol):
+    """Where mutants are written down that were made before."""
+
+    def find(self, case: Case, fault: Described) -> Mutant | None:
+        """What became of a fault in a case; none if it was not made yet."""
+
+    def add(self, mutant: Mutant) -> None:
+        """Write a mutant down."""
+
+
+def mutants(
+    subjects: Iterable[Subject[Fault]], faults: Sequence[Fault], notes: Notes | None = None
+) -> Iterator[Mutant]:
+    """Each fault in each case that it can happen in, made now unless it stands in the notes; case by case, so that a
+    checkpoint is read once.
+    """
+    for subject in subjects:
+        for fault in filter(subject.suits, faults):
+            found = notes.find(subject.case, fault) if notes is not None else None
+            if found is None:
+                found = subject.with_fault(fault)
+                if notes is not None:
+                    notes.add(found)
+            yield found
 
 
 def alike(one: Record, other: Record) -> bool:

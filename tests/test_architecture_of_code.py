@@ -18,7 +18,7 @@ LAYERS = (
     ("plugin",),
     ("session",),
     ("hooks",),
-    ("report",),
+    ("report", "journal"),
     ("throughput", "mutation"),
     ("laws",),
     ("engines",),

@@ -13,6 +13,8 @@ from trial import case
 
 from harness import mutation
 from harness.__main__ import main
+from harness.errors import HarnessError
+from harness.journal import Journal
 from harness.laws import LAWS
 from harness.mutation import Mutant, Mutation, Subject, alike, mutants
 from harness.plan import Case
@@ -137,9 +139,35 @@ def test_tables(subject: Subject[Fault]) -> None:
     page = mutation_markdown(found)
     assert "Caught 1 of 2 (1 equivalent)." in page
     assert re.search(r"\| scaled +\| The loss is scaled. +\| caught 1 +\| loss\S+one 1 +\| a\\#1 ", page)
-    assert "## Cases\n\n- a.yaml::cpu\n" in page
+    assert re.search(r"\| a.yaml::cpu +\| 1 +\| 1 +\| 1 +\|", page)
     assert "## Survived" in page
     assert "## Survived" not in mutation_markdown(Mutation(tuple(mutants([subject], [SCALED]))))
+
+
+def test_what_was_found_is_not_made_again(subject: Subject[Fault], tmp_path: Path) -> None:
+    """A journal holds each mutant with the laws that caught it; another setting or another fault is another mutant."""
+    path = tmp_path / "found.jsonl"
+    first = tuple(mutants([subject], [SCALED, HIDDEN], Journal(path)))
+
+    def fails(one: Case, fault: Fault | None) -> Record:
+        raise AssertionError("it is known already")
+
+    again = Journal(path)
+    known = Mutation(tuple(mutants([Subject(declared(), LAWS, fails)], [SCALED, HIDDEN], again)))
+    assert mutation_text(known) == mutation_text(Mutation(first))
+    assert again.has_all(subject.case, [SCALED, HIDDEN])
+    assert not again.has_all(subject.case, [SCALED, NOTHING])
+    train = subject.case.settings.train.model_copy(update={"steps": 99})
+    other = replace(subject.case, settings=subject.case.settings.model_copy(update={"train": train}))
+    assert again.find(other, SCALED) is None
+
+
+def test_a_journal_of_something_else_is_an_error(tmp_path: Path) -> None:
+    """Its line is named."""
+    path = tmp_path / "found.jsonl"
+    path.write_text('{"key": "a"}\nso it goes\n', encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"found.jsonl:2: found 'so it goes', expected a mutant as JSON"):
+        Journal(path)
 
 
 # The faults themselves
@@ -233,6 +261,19 @@ def test_command_prints_table_and_score(file: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "loss_is_the_declared_one" in out
     assert out.endswith("caught 1 of 1 (0 equivalent)\n")
+
+
+def test_command_goes_on_from_its_journal(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the journal holds is shown, and nothing is trained for it."""
+    command = ["mutate", str(file), "--only", "loss_negated", "--journal", "found.jsonl"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr(Subject, "with_fault", None)
+    monkeypatch.setattr(Subject, "alarms", None)
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
 
 
 def test_command_that_is_stopped_says_what_it_found(

@@ -16,17 +16,17 @@ BY_FAULT = ("fault", "what is wrong", "cases", "broken laws", "seen in")
 
 def mutation_text(mutation: Mutation) -> str:
     """As plain text: a table, the gaps with their sources, the score."""
-    rows = [_cells(mutant) for mutant in mutation.mutants]
+    rows = [_cells(mutant) for mutants in _by_fault(mutation) for mutant in mutants]
     table = tabulate(rows, headers=HEADERS, disable_numparse=True) if rows else ""
     gaps = [f"SURVIVED {_gap(mutant)}" for mutant in mutation.survivors]
     return printable("\n\n".join(part for part in [table, "\n".join(gaps), mutation.score] if part))
 
 
 def mutation_markdown(mutation: Mutation) -> str:
-    """As Markdown: the score, what survived, a row for each fault with the laws that caught it, the cases."""
+    """As Markdown: the score, also case by case; what survived; a row for each fault with the laws that caught it."""
     rows = [[escape(cell) for cell in _row(mutants)] for mutants in _by_fault(mutation)]
     gaps = [f"- {escape(_gap(mutant))}" for mutant in mutation.survivors]
-    cases = [f"- {escape(name)}" for name in dict.fromkeys(mutant.case.name for mutant in mutation.mutants)]
+    cases = [[escape(name), *map(str, one.counts)] for name, one in mutation.by_case.items()]
     explained = (
         "Beside each law stands the number of cases in which it is broken; a fault is equivalent in a case if it left "
         "what the healthy run left, up to the rounding of fp32."
@@ -34,9 +34,9 @@ def mutation_markdown(mutation: Mutation) -> str:
     parts = [
         "# Mutation report",
         f"{mutation.score[:1].upper()}{mutation.score[1:]}. {explained}",
+        tabulate(cases, headers=("case", *OUTCOMES), tablefmt="github", disable_numparse=True) if cases else "",
         "\n".join(["## Survived", "", *gaps]) if gaps else "",
         tabulate(rows, headers=BY_FAULT, tablefmt="github", disable_numparse=True),
-        "\n".join(["## Cases", "", *cases]) if cases else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
