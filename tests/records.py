@@ -141,6 +141,7 @@ PROBES: dict[str, dict[str, Any]] = {
     },
     "steps": {"steps": [TWIN_STEP, TWIN_STEP, TWIN_STEP]},
     "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
+    "prior": {"causal": False, "vocabulary": 30522, "predictions": 146, "loss": 2.9, "permuted": 11.4},
     "overfit": {"examples": [0, 1, 2, 3], "labels": [1, 0, 1, 0], "loss": [0.7, 0.4, 0.2, 0.03]},
     "determinism": {"steps": 8, "first": "a" * 64, "second": "a" * 64, "other_seed": "b" * 64},
     "equivalence": {

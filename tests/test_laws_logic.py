@@ -129,6 +129,7 @@ ACCEPTED = (
     Judged("no_graph_kept", "none", HEALTHY, "at most 0 alive"),
     Judged("no_graph_kept", "one lives until the next", record(steps={"graphs": (0, *(1,) * 7)}), "at most 1 alive"),
     Judged("save_reload_equal", "equal", HEALTHY, "weights, logits, tokenizer and label names"),
+    Judged("pretraining_shows", "a language model", HEALTHY, "loss 2.90 over 146 tokens (28% of a guess among 30522)"),
     Judged("padding_changes_nothing", "rounding", HEALTHY, "4 examples of 3 to 6 tokens move by 3e-07"),
     Judged("examples_stay_apart", "exactly 0", HEALTHY, "4 examples"),
     Judged("every_token_counts", "all do", HEALTHY, "18 tokens of 4 examples"),
@@ -408,6 +409,10 @@ REJECTED = (
         "masked, or lie behind",
     ),
     Judged("every_token_counts", "ignored", probe("dependence", dead=[[0, 1, 2], [], [], []]), "", "input is ignored"),
+    Judged("pretraining_shows", "random", probe("prior", loss=10.4), "(101% of a guess", "the tokenizer is not the"),
+    Judged("pretraining_shows", "words do not matter", probe("prior", loss=4.0, permuted=3.9), "3.90 with every word"),
+    Judged("pretraining_shows", "NaN", probe("prior", loss="NaN"), "loss nan"),
+    Judged("pretraining_shows", "its ruler is NaN", probe("prior", permuted="NaN"), "nan with every word"),
     Judged("overfits_one_batch", "a floor", probe("overfit", loss=[0.7, 0.35, 0.32]), "at most 0.0700", "has a floor"),
     Judged("deterministic", "not", probe("determinism", second="c" * 64), "weights differ after 8 steps", "seed"),
     Judged("deterministic", "seed unused", probe("determinism", other_seed="a" * 64), "another seed gives the same"),
@@ -449,6 +454,7 @@ PROBED = {
     "padding_changes_nothing": "padding",
     "examples_stay_apart": "dependence",
     "every_token_counts": "dependence",
+    "pretraining_shows": "prior",
     "overfits_one_batch": "overfit",
     "deterministic": "determinism",
     "ways_agree": "equivalence",
@@ -488,6 +494,13 @@ def test_with_a_failed_probe_a_law_is_invalid(law: str, name: str) -> None:
     """A probe that failed is neither a held nor a broken law."""
     failed = record(probes={name: {"error": "ValueError: no"}})
     check(Judged(law, "", failed, f"the probe {name} failed: ValueError: no"), "invalid")
+
+
+def test_few_predictions_say_nothing() -> None:
+    """The mean of their losses is anything; and where there is no language model, there is nothing to ask."""
+    check(Judged("pretraining_shows", "", probe("prior", predictions=99), "99 predictions, fewer than 100"), "invalid")
+    random = record(probes={"prior": {"reason": "every weight is random"}})
+    check(Judged("pretraining_shows", "", random, "every weight is random"), "not applicable")
 
 
 def test_what_was_found_is_judged_again() -> None:

@@ -261,6 +261,7 @@ NEEDS = {
             "padding_changes_nothing",
             "examples_stay_apart",
             "every_token_counts",
+            "pretraining_shows",
             "overfits_one_batch",
             "deterministic",
             "ways_agree",
@@ -285,6 +286,17 @@ def test_missing_evidence_is_never_accepted(missing: set[str]) -> None:
 def test_every_law_says_what_it_needs() -> None:
     """The table above is complete."""
     assert NEEDS.keys() == {law.name for law in LAWS}
+
+
+@given(st.integers(2, 300_000), st.floats(0, 2), st.floats(0, 2), st.sampled_from(NOT_FINITE))
+def test_pretraining_shows_below_its_share_of_chance(size: int, share: float, other: float, never: float) -> None:
+    """Held exactly below 0.6 of a guess's loss and below that of other words, for any vocabulary; never by NaN."""
+    assume(abs(share - 0.6) > 1e-6 and share != other)
+    chance = math.log(size)
+    evidence = {"vocabulary": size, "predictions": 146, "loss": share * chance, "permuted": other * chance}
+    right = share < 0.6 and share < other
+    assert outcome("pretraining_shows", record(probes={"prior": evidence})) == ("held" if right else "broken")
+    assert outcome("pretraining_shows", record(probes={"prior": {**evidence, "loss": abs(never)}})) == "broken"
 
 
 # Records

@@ -17,6 +17,7 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer"),
     "examples_stay_apart": ("padding_mask_correct", "padding_changes_nothing"),
     "every_token_counts": ("padding_mask_correct", "tokens_match_tokenizer"),
+    "pretraining_shows": ("head_is_new", "tokens_match_tokenizer"),
     "loss_finite": ("head_is_new", "padding_changes_nothing", "schedule_followed"),
     "gradient_is_the_declared_one": ("loss_is_the_declared_one",),
     "update_is_the_declared_one": ("optimizer_covers_trainable", "schedule_followed"),

@@ -57,6 +57,8 @@ class Loaded:
     """Those of them that were loaded with other values than the files hold."""
     brings_head: bool = False
     """The task's head is expected to come with the checkpoint."""
+    folder: Path | None = None
+    """Its files; none where every weight is random."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why the pad token or the padding side is another than the tokenizer came with."""
 
@@ -138,6 +140,7 @@ def load(settings: experiment.Settings) -> Loaded:
         unused=tuple(sorted(report["unexpected_keys"])),
         mismatched=tuple(sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])),
         brings_head=task.brings_head,
+        folder=folder,
         reasons=reasons,
     )
 

@@ -93,6 +93,21 @@ def token_row_zeroed(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@loading_fault("silnlp#1035")
+def vocabulary_of_another_tokenizer(loaded: Loaded, patch: Patch) -> Loaded:
+    """The checkpoint was trained with another tokenizer: its rows stand for other words. Random ones stand for none."""
+    if not loaded.pretrained:
+        return loaded
+    rows = loaded.model.get_input_embeddings().weight
+    outputs = loaded.model.get_output_embeddings()
+    tables = {id(table): table for table in (rows, getattr(outputs, "weight", rows))}
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for table in tables.values():
+            table.copy_(table[order])
+    return loaded
+
+
 @fault("peft#1249, diffusers#1246, sentence-transformers#3773")
 def weights_in_fp16(work: Workload, patch: Patch) -> Workload:
     """Weights are trained in fp16, the precision of the file."""
@@ -151,6 +166,7 @@ FAULTS = (
     layer_drawn_anew,
     weights_of_another_model,
     token_row_zeroed,
+    vocabulary_of_another_tokenizer,
     weights_in_fp16,
     weights_in_bf16,
     weights_rounded_once,

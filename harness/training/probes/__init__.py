@@ -11,6 +11,7 @@ from harness.training.probes.determinism import determinism
 from harness.training.probes.equivalence import equivalence
 from harness.training.probes.overfit import overfit
 from harness.training.probes.padding import padding
+from harness.training.probes.prior import prior
 from harness.training.probes.replay import replay
 from harness.training.probes.saved import saved
 from harness.training.probes.steps import steps
@@ -24,6 +25,7 @@ PROBES: dict[str, Probe] = {
     "dependence": dependence,
     "steps": steps,
     "saved": saved,
+    "prior": prior,
     "replay": replay,
     "overfit": overfit,
     "determinism": determinism,
