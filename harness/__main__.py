@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ from harness import __version__
 from harness.errors import HarnessError, InvalidExperiment, count, meant
 
 if TYPE_CHECKING:
+    from harness.compare import Comparison, Table
     from harness.journal import Journal
     from harness.mutation import Mutant, Subject
+    from harness.record import Record
     from harness.training.fault import Fault
 
 
@@ -72,6 +75,29 @@ def _parser() -> argparse.ArgumentParser:
         "--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from what it holds"
     )
     mutate.set_defaults(command=_mutate)
+
+    compare = commands.add_parser("compare", help="compare stored records: slower, faster, or not comparable")
+    compare.add_argument(
+        "addresses",
+        nargs="+",
+        metavar="ADDRESS",
+        help="BASE and NEW: record files, report folders (their newest run), folders of record files (all of them), or "
+        "URLs of these; one alone or several with --across",
+    )
+    compare.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        metavar="AXIS",
+        help="what may differ: device, torch, loop, a key of experiments such as precision, or a library; may be given "
+        "several times",
+    )
+    compare.add_argument(
+        "--margin", type=_share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+    )
+    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
+    compare.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    compare.set_defaults(command=_compare)
 
     report = commands.add_parser("report", help="judge stored records again and remake the report")
     report.add_argument(
@@ -218,6 +244,56 @@ def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
         yield mutant
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number between 0 and 1, such as 0.03")
+    return value
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """0 if nothing has regressed, 1 if something has, 2 if the runs cannot be compared."""
+    from harness import store
+    from harness.compare import NotComparable, check_axes
+    from harness.report import comparison_json, comparison_markdown, comparison_text
+
+    readings = [store.load(address) for address in options.addresses]
+    problems = tuple(problem for reading in readings for problem in reading.problems)
+    try:
+        check_axes(options.across, [record for reading in readings for record in reading.records])
+        found = _compared([reading.records for reading in readings], options)
+    except HarnessError as error:
+        if isinstance(error, NotComparable) and options.format == "json":
+            print(comparison_json(error), end="")
+        print("\n".join([*problems, str(error)]), file=sys.stderr)
+        return 2
+    found = replace(found, notes=(*problems, *found.notes))
+    printers = {"text": comparison_text, "markdown": comparison_markdown, "json": comparison_json}
+    page = printers[options.format](found).rstrip() + "\n"
+    if options.output is None:
+        print(page, end="")
+    else:
+        options.output.write_text(page, encoding="utf-8")
+    return 1 if found.fails else 0
+
+
+def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) -> Comparison | Table:
+    """Two sides as base and new; a table where there are more of them, one, or devices."""
+    from harness.compare import compare, side_by_side
+    from harness.compare.identity import value
+
+    across = options.across
+    if not across and len(sides) != 2:
+        raise HarnessError(f"found {len(sides)} of BASE and NEW, expected both, or an axis: --across device")
+    for address, records in zip(options.addresses, sides, strict=True):
+        if not records:
+            raise HarnessError(f"{address}: no records to compare")
+    values = [{value(record, across) for record in records} for records in sides]
+    if len(sides) == 2 and "device" not in across and all(len(each) == 1 for each in values):
+        return compare(*sides, across=across, margin=options.margin)
+    return side_by_side([record for records in sides for record in records], across, margin=options.margin)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,15 +84,63 @@ class Reading:
 
 def read(files: Iterable[Path]) -> Reading:
     """Read record files: every whole line is used, every other one is named."""
+    return _gather(_content(file, file.read_bytes) for file in files)
+
+
+def load(address: str) -> Reading:
+    """Read records from wherever they are.
+
+    Args:
+        address: a record file; a report folder, of which the newest run is taken; a folder of record files, all of
+            which are taken; or any of these as a URL that fsspec knows, such as ``s3://bucket/reports``.
+    """
+    if "://" in address:
+        return _load_url(address)
+    path = Path(address)
+    if not path.is_dir():
+        return read([path])
+    files = latest_run(path) or tuple(sorted(path.glob("*.jsonl")))
+    return read(files) if files else Reading((), (f"{path}: found no records, expected *.jsonl or records/*.jsonl",))
+
+
+def _load_url(address: str) -> Reading:
+    from fsspec.core import url_to_fs
+
+    try:
+        system, place = url_to_fs(address)
+        names = [place]
+        if system.isdir(place):
+            found = sorted(system.glob(f"{place}/records/*.jsonl"))
+            names = _of_latest(found) or sorted(system.glob(f"{place}/*.jsonl"))
+    except Exception as error:  # each file system has its own: no such protocol, no credentials, no network
+        return Reading((), (f"{address}: cannot be read: {type(error).__name__}: {error}",))
+    if not names:
+        return Reading((), (f"{address}: found no records, expected *.jsonl or records/*.jsonl",))
+    protocol = address.partition("://")[0]
+    return _gather(_content(f"{protocol}://{name}", partial(system.cat_file, name)) for name in names)
+
+
+Content = tuple[object, bytes | str]
+"""A file, and what is in it or why it cannot be read."""
+
+
+def _content(file: object, get: Callable[[], bytes]) -> Content:
+    try:
+        return file, get()
+    except OSError as error:
+        return file, f"cannot be read: {error.strerror or error}"
+    except Exception as error:  # of a file system that is not this machine's
+        return file, f"cannot be read: {type(error).__name__}: {error}"
+
+
+def _gather(contents: Iterable[Content]) -> Reading:
     records: list[Record] = []
     problems: list[str] = []
-    for file in files:
-        try:
-            lines = file.read_bytes().split(b"\n")
-        except OSError as error:
-            problems.append(f"{file}: cannot be read: {error.strerror or error}")
+    for file, content in contents:
+        if isinstance(content, str):
+            problems.append(f"{file}: {content}")
             continue
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
             record = _parse(line)
@@ -103,11 +153,17 @@ def read(files: Iterable[Path]) -> Reading:
 
 def latest_run(folder: Path) -> tuple[Path, ...]:
     """The record files of the newest run below a report folder; none where there is no run."""
-    files = sorted((folder / "records").glob("*.jsonl"))
-    if not files:
-        return ()
-    run = files[-1].name.split(".")[0]
-    return tuple(file for file in files if file.name.split(".")[0] == run)
+    files = {str(file): file for file in sorted((folder / "records").glob("*.jsonl"))}
+    return tuple(files[name] for name in _of_latest(list(files)))
+
+
+def _of_latest(names: Sequence[str]) -> list[str]:
+    """Those of the run that comes last."""
+
+    def run(name: str) -> str:
+        return re.split(r"[/\\]", name)[-1].split(".")[0]
+
+    return [name for name in names if run(name) == run(names[-1])]
 
 
 def _parse(line: bytes) -> Record | str:

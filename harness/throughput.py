@@ -43,6 +43,12 @@ class NotMeasured:
     reason: str
 
 
+def timed_steps(record: Record) -> slice:
+    """Where the timed steps stand among all: after those of the warm-up."""
+    warmup, timed = record.settings["benchmark.warmup_steps"], record.settings["benchmark.timed_steps"]
+    return slice(warmup, None if timed is None else warmup + timed)
+
+
 def throughput(record: Record) -> Throughput | NotMeasured:
     """Rates of the timed steps of a record.
 
@@ -51,9 +57,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
     """
     if not record.finished:
         return NotMeasured(record.reason or record.outcome)
-    steps, warmup = record.steps, record.settings["benchmark.warmup_steps"]
-    timed = record.settings["benchmark.timed_steps"]
-    window = slice(warmup, None if timed is None else warmup + timed)
+    steps, warmup, window = record.steps, record.settings["benchmark.warmup_steps"], timed_steps(record)
     seconds = steps.seconds[window]
     if len(seconds) < MINIMUM:
         return NotMeasured(

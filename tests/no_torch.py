@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-BLOCKED = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
+BLOCKED = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "scipy")
 
 
 class Block:

@@ -26,6 +26,12 @@ def test_every_option_of_pytest_is_documented(name: str) -> None:
     assert f"| `{name}` |" in EXPERIMENTS
 
 
+@pytest.mark.parametrize("option", ["--across AXIS", "--margin SHARE", "--format text", "--output FILE"])
+def test_every_option_of_compare_is_documented(option: str) -> None:
+    """Options of `harness compare` have their row."""
+    assert f"| `{option}`" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+
+
 def test_the_page_of_laws_is_current() -> None:
     """docs/laws.md is what `harness explain` prints."""
     assert (ROOT / "docs" / "laws.md").read_text(encoding="utf-8") == page(LAWS)

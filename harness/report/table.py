@@ -42,10 +42,11 @@ def _speed(row: Row) -> tuple[str, str, str, str]:
 
 
 def _rate(rate: Rate) -> str:
-    return f"{_short(rate.median)} ({_short(rate.low)} to {_short(rate.high)})"
+    return f"{short(rate.median)} ({short(rate.low)} to {short(rate.high)})"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """Three digits, or all before the point."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 

@@ -1,0 +1,173 @@
+"""Two sets of records to verdicts: paired by identity, judged together, refused where unlike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from harness.compare.identity import NotComparable, differences, hardware, place, value, waive
+from harness.compare.loss import Losses, between
+from harness.compare.measure import MARGIN, Measure, Outcome, judged, measures
+from harness.compare.statistic import holm
+from harness.record import Record
+
+LEFT_OUT = ("skipped", "interrupted")
+"""Outcomes that say nothing of the case: the machine lacks something, or somebody stopped it."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case on both sides."""
+
+    case: str
+    base: tuple[Record, ...]
+    new: tuple[Record, ...]
+    measures: tuple[Measure, ...]
+    losses: Losses
+
+    def measure(self, name: str) -> Measure | None:
+        """The figure of that name; none where it was not measured."""
+        return next((measure for measure in self.measures if measure.name == name), None)
+
+    @property
+    def speed(self) -> Outcome:
+        """Slower or faster by the clock; where that cannot tell, slower also by what the processor did."""
+        clock, processor = (self.measure(name) for name in ("step time", "processor time"))
+        outcome = clock.outcome if clock else "undecided"
+        if outcome == "undecided" and processor is not None and processor.outcome != "faster":
+            return processor.outcome
+        return outcome
+
+    @property
+    def verdict(self) -> str:
+        """Of speed and loss together: a faster run counts only if its loss goes where the base's does."""
+        if self.losses.outcome in ("worse", "broken"):
+            return f"{self.losses.outcome} loss"
+        if self.speed == "faster" and not self.losses.holds:
+            return "undecided"
+        return self.speed
+
+    @property
+    def fails(self) -> bool:
+        """It is a regression."""
+        return self.losses.outcome in ("worse", "broken") or self.speed == "slower"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cases of two sides."""
+
+    pairs: tuple[Pair, ...]
+    across: tuple[str, ...] = ()
+    sides: tuple[str, str] = ("base", "new")
+    """How the sides are called: by their values on the axes, where there are any."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and lines of files that could not be used."""
+
+    @property
+    def fails(self) -> bool:
+        """At least one case has regressed."""
+        return any(pair.fails for pair in self.pairs)
+
+
+def compare(
+    base: Iterable[Record], new: Iterable[Record], *, across: Sequence[str] = (), margin: float = MARGIN
+) -> Comparison:
+    """Pair cases, refuse unlike ones, judge the rest together.
+
+    Args:
+        base: records of one side; several of a case are several runs of it.
+        new: of the other.
+        across: axes in which the sides may differ: ``device``, ``torch``, ``loop``, or any field of their identity.
+        margin: what is called equivalent.
+
+    Raises:
+        NotComparable: cases differ in what was not asked about, or none is on both sides.
+    """
+    one, two, notes = cases(base, across), cases(new, across), left_out([*base, *new])
+    notes += [f"only in base: {_title(runs)}" for key, runs in one.items() if key not in two]
+    notes += [f"only in new: {_title(runs)}" for key, runs in two.items() if key not in one]
+    common = [key for key in one if key in two]
+    together = [(one[key], two[key]) for key in common] or _same_names(one, two)
+    if not together:
+        raise NotComparable([], "no case is on both sides: " + ("; ".join(notes) or "there are no records"))
+    refuse([(first[0], second[0]) for first, second in together], across)
+    refuse([(runs[0], run) for pair in together for runs in pair for run in runs[1:]], ())
+    names = tuple(value(runs[0], across) for runs in together[0]) if across else ("base", "new")
+    pairs = [_pair(first, second, margin) for first, second in together]
+    return Comparison(_together(pairs, margin), tuple(across), (names[0], names[1]), tuple(notes))
+
+
+Key = tuple[str, ...]
+
+
+def cases(records: Iterable[Record], across: Sequence[str], *, on_axis: bool = False) -> dict[Key, tuple[Record, ...]]:
+    """The runs of each case on each hardware; those that finished, where one has.
+
+    Args:
+        records: of any cases.
+        across: the axes along which runs of one case may differ.
+        on_axis: runs at several values of the axes are wanted: none is left out for another that finished.
+    """
+    found: dict[Key, list[Record]] = {}
+    for record in records:
+        if record.outcome in LEFT_OUT:
+            continue
+        name = place(record, across) if across else record.name
+        key = (name, *(each for field, each in hardware(record.environment).items() if field not in waive(across)))
+        found.setdefault(key, []).append(record)
+    return {
+        key: (() if on_axis else tuple(run for run in runs if run.finished)) or tuple(runs)
+        for key, runs in found.items()
+    }
+
+
+def left_out(records: Iterable[Record]) -> list[str]:
+    """A line for each record that says nothing of its case."""
+    void = [record for record in records if record.outcome in LEFT_OUT]
+    return [f"left out: {record.name}: {record.outcome}: {record.reason}" for record in void]
+
+
+def refuse(pairs: Iterable[tuple[Record, Record]], across: Sequence[str]) -> None:
+    """Raise if runs differ in what was not asked about; one that did not finish can only be asked why.
+
+    Raises:
+        NotComparable: with every difference.
+    """
+    finished = [(one, two) for one, two in pairs if one.finished and two.finished]
+    if found := [difference for one, two in finished for difference in differences(one, two, across)]:
+        raise NotComparable(found)
+
+
+def _title(runs: Sequence[Record]) -> str:
+    return f"{runs[0].name} on {runs[0].environment.device or 'an unknown device'}"
+
+
+def _same_names(
+    one: dict[Key, tuple[Record, ...]], two: dict[Key, tuple[Record, ...]]
+) -> list[tuple[tuple[Record, ...], tuple[Record, ...]]]:
+    """Cases of one name that differ in hardware, or of one experiment that differ in settings: to say in what."""
+    for name in (attrgetter("name"), attrgetter("experiment")):
+        others = {name(runs[0]): runs for runs in two.values()}
+        if found := [(runs, others[name(runs[0])]) for runs in one.values() if name(runs[0]) in others]:
+            return found
+    return []
+
+
+def _pair(base: tuple[Record, ...], new: tuple[Record, ...], margin: float) -> Pair:
+    """The figures of a case, each judged alone."""
+    if not base[0].finished or not new[0].finished:
+        return Pair(new[0].name, base, new, (), between(base, new))
+    return Pair(new[0].name, base, new, measures(base, new, margin), between(base, new))
+
+
+def _together(pairs: Sequence[Pair], margin: float) -> tuple[Pair, ...]:
+    """All figures of all cases judged together: no more false alarms among all than one alone would give."""
+    places = [(row, column) for row, pair in enumerate(pairs) for column, one in enumerate(pair.measures) if one.shift]
+    found = [pairs[row].measures[column].shift for row, column in places]
+    adjusted = holm([one.probability for one in found if one is not None])
+    measures = [list(pair.measures) for pair in pairs]
+    for (row, column), probability in zip(places, adjusted, strict=True):
+        measures[row][column] = judged(measures[row][column], probability, margin, len(places))
+    return tuple(replace(pair, measures=tuple(each)) for pair, each in zip(pairs, measures, strict=True))

@@ -1,0 +1,134 @@
+"""The figures of a case: times and memory of both sides, each with what is to be said of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal
+
+from harness.compare.statistic import CONFIDENCE, Run, Shift, shift, turns_for
+from harness.record import Record
+from harness.throughput import NotMeasured, throughput, timed_steps
+
+TimeName = Literal["step time", "processor time"]
+TIMES: dict[TimeName, str] = {"step time": "seconds", "processor time": "processor_seconds"}
+"""The column of each clock."""
+
+Outcome = Literal["slower", "faster", "more", "less", "equivalent", "undecided"]
+
+MARGIN = 0.03
+"""Within which a ratio is called equivalent, if its whole interval is."""
+
+EXACT = 0.01
+"""Share by which peak memory may differ: torch's allocator counts every byte, and rounds sizes up to blocks."""
+
+RESIDENT = 0.1
+"""The same of a process, which also holds what the allocator of the system and other cases have not given back."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a case on both sides."""
+
+    name: Literal["step time", "processor time", "peak memory"]
+    """The clock on the wall; the time that the process had a processor, which others cannot take from it."""
+    outcome: Outcome
+    base: float | None = None
+    """Seconds for a real token (a sample where no tokens are known), or bytes: the median over the runs."""
+    new: float | None = None
+    shift: Shift | None = None
+    """Ratio and interval; none of memory, which is one number a run."""
+    reason: str = ""
+    """Why it is undecided, and what would decide it."""
+
+
+def step_time(base: Sequence[Record], new: Sequence[Record], margin: float) -> Measure | None:
+    """By the clock on the wall; judged alone."""
+    return _time(base, new, "step time", margin)
+
+
+def measures(base: Sequence[Record], new: Sequence[Record], margin: float) -> tuple[Measure, ...]:
+    """Every figure that both sides have, each judged alone."""
+    found = [*(_time(base, new, name, margin) for name in TIMES), _memory(base, new)]
+    return tuple(measure for measure in found if measure is not None)
+
+
+def judged(measure: Measure, probability: float, margin: float, together: int = 1) -> Measure:
+    """The measure with its outcome, and where there is none what would bring one.
+
+    Args:
+        measure: with a shift.
+        probability: of the shift, adjusted for the others it is judged with.
+        margin: what is called equivalent.
+        together: how many shifts are judged, this one included.
+    """
+    found = measure.shift
+    assert found is not None
+    if 1 / (1 + margin) <= found.low and found.high <= 1 + margin:
+        return replace(measure, outcome="equivalent", reason="")
+    if probability <= 1 - CONFIDENCE:
+        return replace(measure, outcome="slower" if found.ratio > 1 else "faster", reason="")
+    return replace(measure, outcome="undecided", reason=_advice(found, margin, together))
+
+
+def _advice(found: Shift, margin: float, together: int) -> str:
+    """What these samples could not show, and how many would."""
+    least = turns_for(together)
+    seen = f"less than {found.smallest:.1%} would not have shown"
+    if not found.turns:
+        return f"{seen}; run base and new in turns, {least} times each or more, so that drift is in both"
+    if found.turns < least:
+        return f"{least} turns are needed to be certain of any of {together} figures together; there are {found.turns}"
+    needed = math.ceil(found.turns * max(1.0, found.smallest / margin) ** 2)
+    return f"{seen} in {found.turns} turns; about {max(needed, found.turns + 1)} would show {margin:.0%}"
+
+
+def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin: float) -> Measure | None:
+    sides: list[list[Run]] = []
+    for side in (base, new):
+        runs = [timed(record, TIMES[name]) for record in side]
+        if any(run is None for run in runs):
+            return None
+        void = next((run for run in runs if isinstance(run, str)), None)
+        if void is not None:
+            return Measure(name, "undecided", reason=void)
+        sides.append([run for run in runs if isinstance(run, Run)])
+    one, two = (math.exp(median(median(run.logs) for run in side)) for side in sides)
+    measure = Measure(name, "undecided", one, two)
+    found = shift(sides[0], sides[1], alike=base[0].steps.digest == new[0].steps.digest)
+    if isinstance(found, str):
+        return replace(measure, reason=f"{found}: raise train.steps")
+    return judged(replace(measure, shift=found), found.probability, margin)
+
+
+def timed(record: Record, column: str) -> Run | str | None:
+    """The timed steps by one clock, for a unit of work; a sentence where they are no measurement, none where that clock
+    was not read or says nothing of the device.
+    """
+    speed = throughput(record)
+    if isinstance(speed, NotMeasured):
+        return speed.reason
+    window = timed_steps(record)
+    seconds = getattr(record.steps, column)[window]
+    if column == "processor_seconds" and (record.settings.get("device") != "cpu" or not seconds):
+        return None
+    if not all(second > 0 for second in seconds):
+        return "a step took no time: the clock is too coarse, or wrong"
+    work = record.steps.real_tokens[window]
+    if not all(work):
+        work = record.steps.samples[window]
+    logs = tuple(math.log(second / (amount or 1)) for second, amount in zip(seconds, work, strict=True))
+    return Run(record.started.timestamp(), logs)
+
+
+def _memory(base: Sequence[Record], new: Sequence[Record]) -> Measure | None:
+    peaks = [[run.memory.peak_bytes for run in side if run.memory.peak_bytes is not None] for side in (base, new)]
+    kinds = {record.memory.kind for record in (*base, *new)}
+    if not all(peaks) or len(kinds) > 1:
+        return None
+    one, two = (float(median(side)) for side in peaks)
+    limit = RESIDENT if kinds == {"resident in the process"} else EXACT
+    outcome: Outcome = "more" if two > one * (1 + limit) else "less" if one > two * (1 + limit) else "equivalent"
+    return Measure("peak memory", outcome, one, two)

@@ -1,0 +1,196 @@
+"""How many times as long the new runs take as the base ones: a ratio, its interval, and what they could have shown.
+
+Step times of real machines drift, come in bursts and in modes, and each resembles the one before. None of that is
+modelled. Two things are used instead:
+
+- **In turns.** Where base and new took turns, each two neighbouring runs are one difference, and drift is in both of
+  its sides. Had they been swapped, the difference would have the other sign and nothing else would change, whatever the
+  noise is: Wilcoxon's signed-rank test is exact, and its interval is made of the middles of two differences (Hodges and
+  Lehmann, 1963).
+- **One after the other.** Where they did not, all that differed between the two times is in the difference, and no
+  number of steps averages it out. How much that may be is seen inside a run: the steps are cut into blocks, and blocks
+  differ by their noise and by the drift between them. `REACH` times the most that blocks differ by, at any distance, is
+  what two runs of the same code may differ by.
+
+All of it is on a log scale and made of medians: the unit of time does not matter, and base and new may be exchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median, variance
+from typing import Any
+
+CONFIDENCE = 0.995
+"""Of an interval. Half of what is promised (1 % false alarms), which leaves room for what a test cannot be exact in."""
+
+TURNS = 9
+"""Pairs of runs with which the exact test can reach that: at best it says 2 / 2**9, which is 0.4 %."""
+
+BLOCKS = 12
+"""Into which the timed steps of a run are cut, where there are as many."""
+
+FEWEST = 8
+"""Blocks, and so timed steps, below which nothing is said."""
+
+REACH = 3.8
+"""How many times the most that blocks differ by two runs of the same code may be apart: the 99.5 % quantile for noise
+like 1/f, which is as large at any length (simulated: 20, 100 and 400 steps in 12 blocks, 1,500 pairs of runs each: 3.9,
+3.6 and 3.0). White noise has 0.6, heavy tails 0.6, bursts 0.7, two modes 2.3, a random slope 1.6."""
+
+PROCESS = 0.005
+"""Deviation of the log of a time between processes that run the same code, which no process sees inside itself: the
+layout of memory and the like move whole runs by a percent or more (Mytkowicz et al., ASPLOS 2009)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The timed steps of one training."""
+
+    started: float
+    """In seconds: says who took turns with whom."""
+    logs: tuple[float, ...]
+    """Natural logarithm of what a step took for a unit of its work, by step."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How many times as much the new runs take as the base ones."""
+
+    ratio: float
+    low: float
+    high: float
+    """With `low` the interval of `CONFIDENCE`."""
+    probability: float
+    """Of a difference as large where there is none."""
+    turns: int = 0
+    """Pairs of runs that took turns; 0 where they ran one after the other."""
+
+    @property
+    def smallest(self) -> float:
+        """The smallest difference that samples as noisy as these show in four of five comparisons; 0.05 is 5 %."""
+        half = (math.log(self.high) - math.log(self.low)) / 2
+        needed = 1 + NormalDist().inv_cdf(0.8) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+        return math.expm1(needed * half)
+
+
+def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shift | str:
+    """Compare runs; a sentence where they cannot be.
+
+    Args:
+        base: runs of the one side.
+        new: runs of the other.
+        alike: steps of the same number do the same work, and are compared with each other.
+    """
+    steps = min((len(run.logs) for run in (*base, *new)), default=0)
+    if steps < FEWEST:
+        return f"{steps} timed steps, at least {FEWEST} are needed"
+    pairs = in_turns(base, new)
+    if len(pairs) >= TURNS:
+        return _shift(*signed_rank([_difference(one, two, alike) for one, two in pairs]), turns=len(pairs))
+    return _one_after_the_other(base, new, min(steps, BLOCKS))
+
+
+def in_turns(base: Sequence[Run], new: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Base and new runs that ran one right after the other; each run is in one pair at most."""
+    order = sorted([*((run, 0) for run in base), *((run, 1) for run in new)], key=lambda one: one[0].started)
+    pairs, place = [], 0
+    while place + 1 < len(order):
+        (first, side), (second, other) = order[place : place + 2]
+        if side != other:
+            pairs.append((first, second) if side == 0 else (second, first))
+        place += 1 + (side != other)
+    return pairs
+
+
+def turns_for(together: int) -> int:
+    """How many turns the exact test takes to be certain of one of several figures: at best it says 2 / 2**turns."""
+    return max(TURNS, math.ceil(math.log2(2 * max(together, 1) / (1 - CONFIDENCE))))
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Probabilities of several comparisons, so adjusted that each bounds the chance of any false alarm among them.
+
+    Holm's method and not Benjamini and Hochberg's, which lets some alarms be false: one is enough to turn a gate off.
+    And it holds however the cases depend on each other: those of one session share a machine and are wrong together.
+    """
+    adjusted, largest = [0.0] * len(probabilities), 0.0
+    order = sorted(range(len(probabilities)), key=lambda place: probabilities[place])
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * probabilities[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, float]:
+    """Of differences that are as likely to be of either sign: the centre, its interval, the probability.
+
+    The interval holds the shifts that Wilcoxon's test does not reject; the centre is the median of the middles of all
+    pairs. Fewer than `TURNS` differences reject nothing.
+    """
+    import numpy
+
+    if not any(differences):
+        return 0.0, 0.0, 0.0, 1.0
+    values = numpy.asarray(differences, dtype=float)
+    first, second = numpy.triu_indices(len(values))
+    middles = numpy.sort((values[first] + values[second]) / 2)
+
+    def rejected(place: int) -> bool:
+        between = (middles[place] + middles[place + 1]) / 2  # where no difference is 0 and no two are of one size
+        return _wilcoxon(values - between) <= 1 - CONFIDENCE
+
+    outside, inside = 0, len(middles) // 2
+    while outside < inside:
+        place = (outside + inside) // 2
+        outside, inside = (place + 1, inside) if rejected(place) else (outside, place)
+    low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
+    return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
+
+
+def _wilcoxon(differences: Any) -> float:
+    """The probability of the signed ranks; exact for up to 50 of them, normal for more."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences, method="exact" if len(differences) <= 50 else "auto").pvalue)
+
+
+def _difference(base: Run, new: Run, alike: bool) -> float:
+    if alike:
+        return median(two - one for one, two in zip(base.logs, new.logs, strict=False))
+    return median(new.logs) - median(base.logs)
+
+
+def _one_after_the_other(base: Sequence[Run], new: Sequence[Run], count: int) -> Shift:
+    """Sides as far apart as their blocks are, within what blocks at any distance differ by."""
+    moved = [two - one for one, two in zip(_blocks(base, count), _blocks(new, count), strict=True)]
+    centre = median((one + two) / 2 for place, one in enumerate(moved) for two in moved[place:])
+    runs = sum(variance(median(run.logs) for run in side) if len(side) > 2 else 0.0 for side in (base, new))
+    scale = math.sqrt(max(_drift(moved), runs) + 2 * PROCESS**2)
+    reach = REACH * scale
+    unit = reach / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return _shift(centre, centre - reach, centre + reach, 2 * NormalDist().cdf(-abs(centre) / unit))
+
+
+def _blocks(side: Sequence[Run], count: int) -> list[float]:
+    """Medians of equal parts of the steps, over all runs of a side."""
+
+    def part(run: Run, place: int) -> tuple[float, ...]:
+        return run.logs[len(run.logs) * place // count : len(run.logs) * (place + 1) // count]
+
+    return [median(median(part(run, place)) for run in side) for place in range(count)]
+
+
+def _drift(blocks: Sequence[float]) -> float:
+    """The mean square of what blocks differ by, at the distance at which it is largest, up to half of all."""
+    return max(
+        math.fsum((after - before) ** 2 for before, after in zip(blocks, blocks[lag:], strict=False))
+        / (len(blocks) - lag)
+        for lag in range(1, len(blocks) // 2 + 1)
+    )
+
+
+def _shift(centre: float, low: float, high: float, probability: float, turns: int = 0) -> Shift:
+    return Shift(math.exp(centre), math.exp(low), math.exp(high), probability, turns)

@@ -1,0 +1,159 @@
+"""Many values of an axis side by side: a row a case, a column a device, or whatever the axis is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from harness.compare.comparison import cases, left_out, refuse
+from harness.compare.identity import NotComparable, value
+from harness.compare.loss import LOSS_OUTCOMES, Losses, between
+from harness.compare.measure import MARGIN, Measure, judged, step_time
+from harness.compare.statistic import holm
+from harness.record import Record
+from harness.throughput import Throughput, throughput
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A case at one value of the axis."""
+
+    tokens_per_second: float | None
+    """Of real tokens: the median over steps and runs; none where it was not measured."""
+    samples_per_second: float | None
+    peak_bytes: int | None
+    against_best: Measure | None
+    """Step time against that of the fastest cell of the row; none for the fastest itself."""
+    losses: Losses | None
+    """Against those of the first cell of the row; none for the first itself."""
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case at each value of the axis."""
+
+    case: str
+    cells: tuple[Cell | None, ...]
+
+    @property
+    def agrees(self) -> str:
+        """What is to be said of its losses together: the worst of them."""
+        outcomes = [cell.losses.outcome for cell in self.cells if cell is not None and cell.losses is not None]
+        return min(outcomes, key=LOSS_OUTCOMES.index)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All cases at all values of the axis."""
+
+    across: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fails(self) -> bool:
+        """The losses of a case do not agree; that one device is slower than another is no regression."""
+        return any(row.agrees in ("worse", "broken") for row in self.rows)
+
+
+def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: float = MARGIN) -> Table:
+    """A table of records that differ along the axes, and in nothing else within a row.
+
+    Raises:
+        NotComparable: cases of a row differ in what was not asked about, or no row has two columns.
+    """
+    records = tuple(records)
+    groups = {key: _by_value(runs, across) for key, runs in cases(records, across, on_axis=True).items()}
+    notes = left_out(records)
+    alone = [one for one in groups.values() if len(one) < 2]
+    notes += [f"only at {value}: {runs[0].name}" for one in alone for value, runs in one.items()]
+    groups = {key: one for key, one in groups.items() if len(one) > 1}
+    if not groups:
+        why = "; ".join(notes) or "there are no records"
+        raise NotComparable([], f"no case is at two values of {', '.join(across)}: {why}")
+    for one in groups.values():
+        first, *others = one.values()
+        refuse([(first[0], runs[0]) for runs in others], across)
+        refuse([(runs[0], run) for runs in one.values() for run in runs[1:]], ())
+    columns = tuple(dict.fromkeys(value for one in groups.values() for value in one))
+    rows = [_row(one, columns, margin) for one in groups.values()]
+    return Table(tuple(across), columns, _together(rows, margin), tuple(notes))
+
+
+Group = dict[str, tuple[Record, ...]]
+"""The runs of a case, by value of the axis."""
+
+
+def _by_value(runs: Iterable[Record], across: Sequence[str]) -> Group:
+    found: dict[str, list[Record]] = {}
+    for run in runs:
+        found.setdefault(value(run, across), []).append(run)
+    return {name: tuple(run for run in each if run.finished) or tuple(each) for name, each in found.items()}
+
+
+def _row(group: Group, columns: Sequence[str], margin: float) -> Row:
+    first = next(iter(group.values()))
+    rates = {name: _rate(runs) for name, runs in group.items()}
+    known = {name: rate for name, rate in rates.items() if rate is not None}
+    best = max(known, key=lambda name: known[name][0]) if known else None
+    cells = [
+        None if name not in group else _cell(group[name], first, rates[name], group[best] if best else None, margin)
+        for name in columns
+    ]
+    return Row(_title(list(group.values())), tuple(cells))
+
+
+def _cell(
+    runs: tuple[Record, ...],
+    first: tuple[Record, ...],
+    rate: tuple[float, float] | None,
+    best: tuple[Record, ...] | None,
+    margin: float,
+) -> Cell:
+    peaks = [run.memory.peak_bytes for run in runs if run.memory.peak_bytes is not None]
+    return Cell(
+        tokens_per_second=rate[0] if rate else None,
+        samples_per_second=rate[1] if rate else None,
+        peak_bytes=round(median(peaks)) if peaks else None,
+        against_best=None if rate is None or best is None or runs is best else step_time(best, runs, margin),
+        losses=None if runs is first else between(first, runs),
+        runs=len(runs),
+    )
+
+
+def _rate(runs: Sequence[Record]) -> tuple[float, float] | None:
+    """Tokens and samples a second: medians over the runs."""
+    speeds = [speed for run in runs if isinstance(speed := throughput(run), Throughput)]
+    if not speeds:
+        return None
+    rates = [(speed.tokens_per_second.median, speed.samples_per_second.median) for speed in speeds]
+    return median(tokens for tokens, _ in rates), median(samples for _, samples in rates)
+
+
+def _title(group: Sequence[tuple[Record, ...]]) -> str:
+    """The experiment, and what the ids of all its cases have in common."""
+    first = group[0][0]
+    ids = [set(runs[0].case.split("-")) for runs in group]
+    common = "-".join(part for part in first.case.split("-") if all(part in parts for parts in ids))
+    return f"{first.experiment}::{common}" if common else first.experiment
+
+
+def _together(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
+    """All cells judged together: no more false alarms among all than one alone would give."""
+    shifts = [
+        cell.against_best.shift
+        for row in rows
+        for cell in row.cells
+        if cell and cell.against_best and cell.against_best.shift
+    ]
+    adjusted = iter(holm([shift.probability for shift in shifts]))
+
+    def judge(cell: Cell | None) -> Cell | None:
+        if cell is None or cell.against_best is None or cell.against_best.shift is None:
+            return cell
+        return replace(cell, against_best=judged(cell.against_best, next(adjusted), margin, len(shifts)))
+
+    return tuple(replace(row, cells=tuple(map(judge, row.cells))) for row in rows)

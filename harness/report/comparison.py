@@ -1,0 +1,191 @@
+"""A comparison, or a table across an axis: as plain text, as Markdown, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from harness.compare import Cell, Comparison, Measure, NotComparable, Pair, Row, Table
+from harness.compare.statistic import CONFIDENCE
+from harness.report.markdown import code, escape
+from harness.report.table import printable, short
+
+Found = Comparison | Table
+
+FORMAT = 1
+"""The number of the JSON; fields may be added without a new one."""
+
+
+def comparison_text(found: Found) -> str:
+    """The table, what is behind it, and a line that sums up."""
+    headers, rows = _table(found)
+    table = tabulate(rows, headers=headers, disable_numparse=True)
+    details = ["\n  ".join(lines) for lines in _details(found)]
+    return printable("\n\n".join(part for part in [table, *details, "\n".join(found.notes), tally(found)] if part))
+
+
+def comparison_markdown(found: Found) -> str:
+    """The same as a page."""
+    headers, rows = _table(found)
+    table = tabulate(
+        [[escape(cell) for cell in row] for row in rows],
+        headers=[escape(header) for header in headers],
+        tablefmt="github",
+        disable_numparse=True,
+    )
+    details = [f"- {code(name)}: {escape('; '.join(lines))}" for name, *lines in _details(found)]
+    parts = [
+        "# Comparison",
+        f"{tally(found)[:1].upper()}{escape(tally(found)[1:])}.",
+        table,
+        "\n".join(["## Behind it", "", *details]) if details else "",
+        "\n".join(["## Left out", "", *(f"- {escape(note)}" for note in found.notes)]) if found.notes else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comparison_json(found: Found | NotComparable) -> str:
+    """The same for programs, refusals included; numbers that are not finite do not occur."""
+    if isinstance(found, NotComparable):
+        said: dict[str, Any] = {"verdict": "not comparable", "reason": found.reason}
+        said["differences"] = [vars(one) for one in found.differences]
+    elif isinstance(found, Table):
+        said = {"verdict": _overall(found), "across": found.across, "columns": found.columns}
+        said |= {"rows": [_row_json(row, found.columns) for row in found.rows], "notes": found.notes}
+    else:
+        said = {"verdict": _overall(found), "across": found.across, "sides": found.sides}
+        said |= {"cases": [_pair_json(pair) for pair in found.pairs], "notes": found.notes}
+    return json.dumps({"format": FORMAT, **said}, indent=2, allow_nan=False) + "\n"
+
+
+def tally(found: Found) -> str:
+    """``3 cases: 1 slower, 2 equivalent (intervals of 99.5 %)``."""
+    rows: Sequence[Pair | Row] = found.pairs if isinstance(found, Comparison) else found.rows
+    verdicts = Counter(row.verdict if isinstance(row, Pair) else row.agrees for row in rows)
+    said = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
+    sides = f", {found.sides[0]} to {found.sides[1]}" if isinstance(found, Comparison) and found.across else ""
+    across = f" across {', '.join(found.across)}{sides}" if found.across else ""
+    what = "losses " if isinstance(found, Table) else ""
+    return f"{len(rows)} case{'s' * (len(rows) != 1)}{across}: {what}{said} (intervals of {CONFIDENCE:.1%})"
+
+
+def _overall(found: Found) -> str:
+    return "regressed" if found.fails else "no regression"
+
+
+# Cells
+
+
+def _table(found: Found) -> tuple[list[str], list[list[str]]]:
+    if isinstance(found, Table):
+        return ["case", *found.columns, "losses"], [_row(row) for row in found.rows]
+    names = tuple(dict.fromkeys(measure.name for pair in found.pairs for measure in pair.measures))
+    rows = [
+        [pair.case, pair.verdict, *(_measure(pair.measure(name)) for name in names), pair.losses.outcome]
+        for pair in found.pairs
+    ]
+    return ["case", "verdict", *names, "loss"], rows
+
+
+def _row(row: Row) -> list[str]:
+    return [row.case, *("-" if cell is None else _cell(cell) for cell in row.cells), row.agrees]
+
+
+def _cell(cell: Cell) -> str:
+    rate = "not measured" if cell.tokens_per_second is None else f"{short(cell.tokens_per_second)} tokens/s"
+    memory = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f} MiB"
+    return ", ".join(part for part in (rate, _against_best(cell), memory) if part)
+
+
+def _against_best(cell: Cell) -> str:
+    """How fast it is as a share of the best."""
+    measure = cell.against_best
+    if measure is None:
+        return "best" if cell.tokens_per_second is not None else ""
+    if measure.shift is None:
+        return ""
+    found = measure.shift
+    return f"{1 / found.ratio:.3f} ({1 / found.high:.3f} to {1 / found.low:.3f})"
+
+
+def _measure(measure: Measure | None) -> str:
+    if measure is None:
+        return "-"
+    if measure.shift is not None:
+        found = measure.shift
+        interval = f"({_change(found.low)} to {_change(found.high)})"
+        return f"{_change(found.ratio)} {interval} {measure.outcome}"
+    if measure.base and measure.new:
+        return f"{_change(measure.new / measure.base)} {measure.outcome}"
+    return measure.outcome
+
+
+def _change(ratio: float) -> str:
+    """``+5.2%``; a time that is several times as long as a factor."""
+    return f"{ratio:.3g}x" if ratio >= 2 else f"{ratio - 1:+.1%}"
+
+
+# What is behind them
+
+
+def _details(found: Found) -> list[list[str]]:
+    """Of each case that is not simply equivalent: its name, and a line for each thing to be said."""
+    if isinstance(found, Table):
+        return [
+            [f"{row.case}, {column}", f"loss {cell.losses.message}"]
+            for row in found.rows
+            for column, cell in zip(found.columns, row.cells, strict=True)
+            if cell is not None and cell.losses is not None and cell.losses.outcome != "same"
+        ]
+    details = []
+    for pair in found.pairs:
+        lines = [f"{measure.name}: {measure.reason}" for measure in pair.measures if measure.reason]
+        if pair.losses.outcome != "same":
+            lines.append(f"loss {pair.losses.outcome}: {pair.losses.message}")
+        if pair.verdict.endswith("loss") and pair.speed == "faster":
+            lines.append("faster, but its loss does not hold: not comparable in value")
+        if lines:
+            details.append([pair.case, *lines])
+    return details
+
+
+# JSON
+
+
+def _pair_json(pair: Pair) -> dict[str, Any]:
+    return {
+        "case": pair.case,
+        "verdict": pair.verdict,
+        "regressed": pair.fails,
+        "runs": [len(pair.base), len(pair.new)],
+        "measures": [_measure_json(measure) for measure in pair.measures],
+        "loss": vars(pair.losses),
+    }
+
+
+def _measure_json(measure: Measure) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": measure.name, "outcome": measure.outcome, "base": measure.base, "new": measure.new}
+    if (found := measure.shift) is not None:
+        said |= {"ratio": found.ratio, "low": found.low, "high": found.high, "turns": found.turns}
+        said["smallest"] = found.smallest
+    return {**said, "reason": measure.reason}
+
+
+def _row_json(row: Row, columns: Sequence[str]) -> dict[str, Any]:
+    cells = {column: _cell_json(cell) for column, cell in zip(columns, row.cells, strict=True) if cell is not None}
+    return {"case": row.case, "losses": row.agrees, "cells": cells}
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "runs": cell.runs,
+        "tokens_per_second": cell.tokens_per_second,
+        "samples_per_second": cell.samples_per_second,
+        "peak_bytes": cell.peak_bytes,
+        "against_best": None if cell.against_best is None else _measure_json(cell.against_best),
+        "loss": None if cell.losses is None else vars(cell.losses),
+    }

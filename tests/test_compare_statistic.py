@@ -1,0 +1,246 @@
+"""The statistics of comparisons: properties that hold for any samples, and simulations whose truth is known."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.compare.statistic import CONFIDENCE, FEWEST, TURNS, Run, Shift, holm, in_turns, shift, signed_rank
+
+Noise = Callable[[numpy.random.Generator, int], numpy.ndarray]
+
+LOGS = st.lists(st.floats(-1, 1), min_size=FEWEST, max_size=20)
+SIDES = st.tuples(st.lists(LOGS, min_size=1, max_size=3), st.lists(LOGS, min_size=1, max_size=3))
+TURN = st.lists(st.floats(-1, 1), min_size=FEWEST, max_size=FEWEST)
+TAKING_TURNS = st.lists(st.tuples(TURN, TURN), min_size=TURNS, max_size=TURNS + 3)
+
+
+def one_after_the_other(base: Sequence[Sequence[float]], new: Sequence[Sequence[float]]) -> tuple[list[Run], list[Run]]:
+    """All base runs, then all new ones."""
+    return (
+        [Run(float(place), tuple(logs)) for place, logs in enumerate(base)],
+        [Run(float(len(base) + place), tuple(logs)) for place, logs in enumerate(new)],
+    )
+
+
+def in_pairs(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[list[Run], list[Run]]:
+    """Base, new, base, new."""
+    return (
+        [Run(2.0 * place, tuple(base)) for place, (base, _) in enumerate(pairs)],
+        [Run(2.0 * place + 1, tuple(new)) for place, (_, new) in enumerate(pairs)],
+    )
+
+
+def found(base: Sequence[Run], new: Sequence[Run], alike: bool = True) -> Shift:
+    """The shift, which there is."""
+    said = shift(base, new, alike=alike)
+    assert isinstance(said, Shift), said
+    return said
+
+
+def same(one: Shift, two: Shift) -> bool:
+    """Up to rounding."""
+    return all(
+        math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-6)
+        for first, second in zip(vars(one).values(), vars(two).values(), strict=True)
+    )
+
+
+def moved(runs: Sequence[Run], by: float) -> list[Run]:
+    """All steps take `exp(by)` times as long."""
+    return [Run(run.started, tuple(log + by for log in run.logs)) for run in runs]
+
+
+# Properties
+
+
+@given(SIDES, st.booleans(), st.floats(-5, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_unit_of_time_is_irrelevant(sides: tuple[list[list[float]], ...], alike: bool, unit: float) -> None:
+    """Seconds or hours: nothing changes where both sides are multiplied alike."""
+    base, new = one_after_the_other(*sides)
+    assert same(found(base, new, alike), found(moved(base, unit), moved(new, unit), alike))
+
+
+@given(SIDES)
+@settings(max_examples=40, deadline=None)
+def test_sides_can_be_exchanged(sides: tuple[list[list[float]], ...]) -> None:
+    """What is 1.1 times as long seen from here is 1/1.1 times as long seen from there, as certain or uncertain."""
+    base, new = one_after_the_other(*sides)
+    there, back = found(base, new), found(new, base)
+    assert same(there, Shift(1 / back.ratio, 1 / back.high, 1 / back.low, back.probability))
+
+
+@given(TAKING_TURNS, st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_sides_that_took_turns_can_be_exchanged(pairs: list[tuple[list[float], list[float]]], alike: bool) -> None:
+    """The same of runs in turns."""
+    base, new = in_pairs(pairs)
+    there, back = found(base, new, alike), found(new, base, alike)
+    assert there.turns == len(pairs)
+    assert same(there, Shift(1 / back.ratio, 1 / back.high, 1 / back.low, back.probability, back.turns))
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=12).flatmap(
+        lambda them: st.tuples(st.just(them), st.permutations(them))
+    )
+)
+def test_the_order_of_cases_is_irrelevant(drawn: tuple[list[float], list[float]]) -> None:
+    """Each case gets the same adjusted probability wherever it stands; none gets a smaller one than it had."""
+    one, two = drawn
+    adjusted = dict(zip(two, holm(two), strict=True))
+    assert holm(one) == [adjusted[probability] for probability in one]
+    assert all(after >= before for before, after in zip(one, holm(one), strict=True))
+
+
+def test_holm_is_holm() -> None:
+    """The example of the method: the smallest times their number, and so on; never less than one before."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=TURNS, max_size=14), st.floats(-1, 1))
+@settings(max_examples=30, deadline=None)
+def test_the_interval_moves_with_the_differences(differences: list[float], by: float) -> None:
+    """Centre and bounds of shifted differences are shifted as much, and the centre is between the bounds."""
+    centre, low, high, _ = signed_rank(differences)
+    assert low <= centre <= high
+    if len(set(differences)) == len(differences) and all(differences) and all(one + by for one in differences):
+        assert signed_rank([one + by for one in differences])[:3] == pytest.approx((centre + by, low + by, high + by))
+
+
+@given(SIDES, st.integers(0, 19), st.floats(2, 10))
+@settings(max_examples=40, deadline=None)
+def test_a_slow_step_moves_little(sides: tuple[list[list[float]], ...], place: int, by: float) -> None:
+    """However long one step takes, the ratio stays between the smallest and the largest of the others."""
+    base, new = one_after_the_other(*sides)
+    logs = [*new[0].logs, 0.0, 0.0, 0.0]
+    logs[place % len(logs)] += by
+    slow = [Run(new[0].started, tuple(logs)), *new[1:]]
+    assert found(base, slow).ratio <= math.exp(2) + 1e-9
+
+
+# What is a turn
+
+
+def test_neighbours_of_different_sides_are_turns() -> None:
+    """Runs pair with the one right after them, in either order; who has nobody beside him has no pair."""
+    base = [Run(started, ()) for started in (0, 3, 4, 9)]
+    new = [Run(started, ()) for started in (1, 2, 5)]
+    assert [(one.started, two.started) for one, two in in_turns(base, new)] == [(0, 1), (3, 2), (4, 5)]
+
+
+def test_one_after_the_other_is_one_turn() -> None:
+    """All base runs before all new ones have a single place where they meet."""
+    assert (
+        len(in_turns([Run(started, ()) for started in range(20)], [Run(started, ()) for started in range(20, 40)])) == 1
+    )
+
+
+def test_few_steps_say_nothing() -> None:
+    """A single sample, or a few, have a sentence in the place of a ratio."""
+    for count in (0, 1, FEWEST - 1):
+        assert (
+            shift([Run(0, (0.0,) * count)], [Run(1, (0.0,) * count)]) == f"{count} timed steps, at least 8 are needed"
+        )
+
+
+def test_equal_runs_are_equal() -> None:
+    """Nothing differs, and what a process cannot see of itself is left as doubt."""
+    logs = (0.0,) * 20
+    alone, turns = found([Run(0, logs)], [Run(1, logs)]), found(*in_pairs([(logs, logs)] * TURNS))
+    assert (alone.ratio, turns.ratio, turns.low, turns.high) == (1, 1, 1, 1)
+    assert 1.02 < alone.high < 1.04
+    assert turns.probability == 1
+
+
+# Simulations
+
+
+def white(generator: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """Independent noise of 5 %."""
+    return generator.normal(0, 0.05, count)
+
+
+def heavy(generator: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """Tails without a variance."""
+    return 0.03 * generator.standard_t(1.5, count)
+
+
+def drifting(generator: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """Each run with a slope of its own, of a tenth."""
+    return generator.normal(0, 0.03, count) + numpy.linspace(0, generator.normal(0, 0.1), count)
+
+
+def bursts(generator: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """Now and then some steps in a row take 1.8 times as long."""
+    noise, place = generator.normal(0, 0.02, count), 0
+    while (place := place + int(generator.exponential(count / 3))) < count:
+        noise[place : place + 1 + int(generator.exponential(count / 15))] += 0.6
+        place += 1
+    return noise
+
+
+def modes(generator: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """Now one level, now another one that is a fifth higher, for a quarter of the run each time."""
+    noise, place, high = generator.normal(0, 0.01, count), 0, bool(generator.integers(2))
+    while place < count:
+        length = 1 + int(generator.exponential(count / 4))
+        noise[place : place + length] += 0.2 * high
+        place, high = place + length, not high
+    return noise
+
+
+NOISES: dict[str, Noise] = {each.__name__: each for each in (white, heavy, drifting, bursts, modes)}
+
+
+def simulated(noise: Noise, runs: int, steps: int, slower: float, trials: int) -> Iterator[Shift]:
+    """Comparisons of runs in turns, or of one with one; the new ones take `1 + slower` times as long."""
+    generator = numpy.random.default_rng(20260131)
+    for _ in range(trials):
+        base, new = in_pairs(
+            [(noise(generator, steps).tolist(), noise(generator, steps).tolist()) for _ in range(runs)]
+        )
+        yield found(base, moved(new, math.log1p(slower)))
+
+
+def alarms(shifts: Iterator[Shift]) -> int:
+    """How many say that there is a difference."""
+    return sum(one.probability <= 1 - CONFIDENCE for one in shifts)
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_no_false_alarms_one_after_the_other(noise: Noise) -> None:
+    """Of 200 comparisons of a run with another of the same code at most 1 % find a difference, whatever the noise."""
+    assert alarms(simulated(noise, 1, 40, 0.0, 200)) <= 2
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_no_false_alarms_in_turns(noise: Noise) -> None:
+    """The same of 12 turns: the test is exact for any of them, 0.5 %."""
+    assert alarms(simulated(noise, 12, 12, 0.0, 200)) <= 4  # more in 0.4 % of such tests; the seed is fixed
+
+
+@pytest.mark.parametrize(("noise", "least"), [(white, 99), (heavy, 99), (bursts, 80)], ids=["white", "heavy", "bursts"])
+def test_a_slower_run_is_found_in_turns(noise: Noise, least: int) -> None:
+    """5 % are found in most of 100 comparisons of 12 turns with 40 steps each, and called slower in each of them."""
+    shifts = [one for one in simulated(noise, 12, 40, 0.05, 100) if one.probability <= 1 - CONFIDENCE]
+    assert len(shifts) >= least
+    assert all(one.low > 1 for one in shifts)
+
+
+@pytest.mark.parametrize("noise", [white, modes], ids=["white", "modes"])
+def test_the_interval_holds_the_truth(noise: Noise) -> None:
+    """The true ratio is inside in all but about 0.5 % of comparisons."""
+    shifts = list(simulated(noise, 12, 20, 0.3, 100))
+    assert sum(one.low <= 1.3 <= one.high for one in shifts) >= 98
+
+
+def test_the_smallest_difference_is_found_in_four_of_five() -> None:
+    """A difference as large as `smallest` says is found about as often as it says."""
+    smallest = numpy.median([one.smallest for one in simulated(white, 12, 20, 0.0, 50)])
+    assert 65 <= alarms(simulated(white, 12, 20, float(smallest), 100)) <= 95
