@@ -101,6 +101,28 @@ class Checkpoint(Part):
     """The task's head is part of what is pretrained, as that of a language model is."""
 
 
+class Adapters(Part):
+    """Low-rank adapters that are trained in the place of the weights they are beside, as they were made."""
+
+    task_type: str | None
+    """As peft calls the task; none where it has no name for it."""
+    rank: int
+    alpha: int
+    dropout: float
+    targets: dict[str, int]
+    """How many modules got an adapter, by the name or pattern that they match."""
+    modules: int
+    """Modules with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole and saved beside the adapters."""
+    trainable: int
+    """Scalars that are trained."""
+    total: int
+    """Scalars of the model, adapters included."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why the targets, the task type and the modules to save are these."""
+
+
 class Tokenizer(Part):
     """How text became numbers."""
 
@@ -237,12 +259,14 @@ class Parameter(Part):
     name: str
     shape: tuple[int, ...]
     head: bool
+    adapter: bool = False
+    """It belongs to an adapter."""
     trainable: bool
     start: float
     change: float
     """Distance between the start and the end of the training."""
     furthest: float | None = None
-    """Largest distance from the start after any step; watched for the head only."""
+    """Largest distance from the start after any step; watched for the head and adapters only."""
     gradient: float | None = None
     """At the first step; none where the parameter got no gradient at all."""
 
@@ -312,6 +336,7 @@ class Record(Part):
     """What the experiment declares for this case, by dotted key; sequences and labels stand as a digest."""
     environment: Environment = Environment()
     checkpoint: Checkpoint | None = None
+    adapters: Adapters | None = None
     tokenizer: Tokenizer | None = None
     data: Data | None = None
     masking: Masking | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.record import (
+    Adapters,
     Batch,
     Checkpoint,
     Data,
@@ -205,6 +206,53 @@ HEALTHY = Record(
     probes=PROBES,
 )
 """Every law accepts it, but for those that compare cases: there is only one."""
+
+
+def pair(module: str, **changes: Any) -> tuple[Parameter, Parameter]:
+    """The two matrices of the adapter of a module, trained as AdamW trains them; changes are of B."""
+    name = f"base_model.model.bert.layer.{module}"
+    fields = {"adapter": True, "start": 0.0, "change": 5 * RATE, "furthest": 6 * RATE, **changes}
+    return (
+        parameter(f"{name}.lora_A.default.weight", adapter=True, start=0.3, furthest=2 * RATE, gradient=0.0),
+        parameter(f"{name}.lora_B.default.weight", **fields),
+    )
+
+
+FROZEN = {"trainable": False, "change": 0.0, "gradient": None}
+
+ADAPTED = HEALTHY.model_copy(
+    update={
+        "settings": {**HEALTHY.settings, "peft.rank": 4, "peft.modules_to_save": []},
+        "adapters": Adapters(
+            task_type="SEQ_CLS",
+            rank=4,
+            alpha=16,
+            dropout=0.1,
+            targets={"query": 1, "value": 1},
+            modules=2,
+            modules_to_save=("classifier",),
+            trainable=20,
+            total=60,
+        ),
+        "parameters": (
+            parameter("base_model.model.bert.embeddings.weight", **FROZEN),
+            parameter("base_model.model.bert.layer.query.base_layer.weight", **FROZEN),
+            *pair("query"),
+            *pair("value"),
+            parameter("base_model.model.classifier.original_module.weight", head=False, **FROZEN),
+            parameter("base_model.model.classifier.modules_to_save.default.weight", head=True, furthest=6 * RATE),
+        ),
+        "probes": {
+            **PROBES,
+            "saved": {**PROBES["saved"], "merged": 3e-7},
+            "adapted": {
+                "layers": [{"rank": 4, "scale": 4.0, "dropout": 0.1, "modules": 2}],
+                "formula": {"bert.layer.query": 2e-7, "bert.layer.value": 3e-7},
+            },
+        },
+    }
+)
+"""The same under adapters: every law accepts it too."""
 
 
 def record(base: Record = HEALTHY, **changes: Any) -> Record:

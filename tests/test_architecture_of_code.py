@@ -42,6 +42,7 @@ HEAVY = (
     "numpy",
     "scipy",
     "datasets",
+    "peft",
 )
 
 

@@ -19,7 +19,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trial import SEQUENCES, save
+from trial import SEQUENCES, at_once, save
 
 from harness.laws import LAWS
 
@@ -181,7 +181,8 @@ def quick() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.freeze()  # each Trainer looks for garbage when it is done
-    yield
+    with at_once():
+        yield
     gc.unfreeze()
     torch.set_num_threads(before)
 

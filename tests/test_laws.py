@@ -875,10 +875,11 @@ def test_cannot_judge(judged: Judged) -> None:
 @pytest.mark.parametrize("law", BY_NAME)
 def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None:
     """No law is left without an example of either kind."""
+    import test_laws_adapter
     import test_laws_label
     import test_laws_logic
 
-    others = (test_laws_logic, test_laws_label)
+    others = (test_laws_logic, test_laws_label, test_laws_adapter)
     assert law in {judged.law for judged in (*ACCEPTED, *(one for module in others for one in module.ACCEPTED))}
     assert law in {judged.law for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))}
 
@@ -886,12 +887,13 @@ def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None
 @pytest.mark.parametrize("law", LAWS, ids=list(BY_NAME))
 def test_law_can_be_turned_off(law: Law) -> None:
     """An experiment that turns a law off is not judged by it, however wrong its training is."""
+    import test_laws_adapter
     import test_laws_label
     import test_laws_logic
 
     wrong = next(
         judged.evidence
-        for judged in (*REJECTED, *test_laws_logic.REJECTED, *test_laws_label.REJECTED)
+        for judged in (*REJECTED, *test_laws_logic.REJECTED, *test_laws_label.REJECTED, *test_laws_adapter.REJECTED)
         if judged.law == law.name
     )
     off = {"invariants": {law.name: False}}

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from records import HEALTHY, batch, case, parameter, record, trained
+from records import ADAPTED, HEALTHY, batch, case, parameter, record, trained
 
 from harness.laws import LAWS, Verdict, judge, judge_together
 from harness.record import Batch, Example, Record, Steps
@@ -229,6 +229,8 @@ OF_TOKENS = (
     "future_unseen",
 )
 """Laws that have nothing to say of labels of whole texts."""
+OF_ADAPTERS = ("adapters_as_declared", "adapters_start_at_zero", "adapters_change")
+"""Laws that have nothing to say of a training of all weights."""
 NEEDS = {
     "loss_finite": {"steps"},
     "loss_decreases": {"steps"},
@@ -246,6 +248,9 @@ NEEDS = {
     "trains": {"steps"},
     "labels_travel": {"examples", "batches"},
     **{law: {"examples", "batches"} for law in OF_TOKENS},
+    "adapters_as_declared": {"probes"},
+    "adapters_start_at_zero": {"parameters"},
+    "adapters_change": {"steps", "parameters"},
     "every_example_once": {"steps"},
     "optimizer_covers_trainable": {"optimizer"},
     "schedule_followed": {"steps"},
@@ -279,8 +284,28 @@ def test_missing_evidence_is_never_accepted(missing: set[str]) -> None:
     bare = HEALTHY.model_copy(update=fields)
     others = [case(name, bare) for name in ("cpu-custom", "cpu-trainer", "cuda-custom")]
     for found in (*judge(bare), *judge_together(others)):
-        holds = found.law not in OF_TOKENS and not missing & NEEDS[found.law]
+        holds = found.law not in (*OF_TOKENS, *OF_ADAPTERS) and not missing & NEEDS[found.law]
         assert (found.outcome == "held") == holds, found
+
+
+@given(st.sets(st.sampled_from(sorted(PARTS))))
+def test_missing_evidence_of_adapters_is_never_accepted(missing: set[str]) -> None:
+    """The laws of adapters hold where there are such, and where nothing that they need is missing."""
+    bare = ADAPTED.model_copy(update={name: PARTS[name] for name in missing})
+    for found in judge(bare):
+        if found.law in OF_ADAPTERS:
+            assert (found.outcome == "held") == (not missing & NEEDS[found.law]), found
+
+
+@given(st.integers(0, 3), st.sampled_from(["start", "gradient", "furthest"]), st.sampled_from(NOT_FINITE))
+def test_adapter_that_is_no_number_is_rejected(place: int, figure: str, value: float) -> None:
+    """A figure of an adapter that is not finite breaks a law of adapters, or cannot be judged."""
+    matrices = [parameter.name for parameter in ADAPTED.parameters if parameter.adapter]
+    parameters = tuple(
+        one.model_copy(update={figure: value}) if one.name == matrices[place] else one for one in ADAPTED.parameters
+    )
+    found = {outcome(law, record(ADAPTED, parameters=parameters)) for law in OF_ADAPTERS}
+    assert found & {"broken", "invalid"}
 
 
 def test_every_law_says_what_it_needs() -> None:

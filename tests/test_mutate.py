@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from records import HEALTHY, record
-from trial import case
+from trial import at_once, case
 
 from harness import mutation
 from harness.__main__ import main
@@ -197,7 +197,8 @@ def trained() -> Iterator[dict[str, Subject[Fault]]]:
     torch.set_num_threads(1)
     runs: Runs = runner(Path.cwd())
     cases = {loop: case(data=SAID["data"], train={**SAID["train"], "loop": loop}) for loop in ("custom", "trainer")}
-    yield {loop: Subject(one, LAWS, runs) for loop, one in cases.items()}
+    with at_once():
+        yield {loop: Subject(one, LAWS, runs) for loop, one in cases.items()}
     torch.set_num_threads(threads)
 
 

@@ -1,9 +1,11 @@
 """Cases of a few milliseconds, and folders with checkpoints for them: what the tests of training train."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining, PreTrainedModel
 
@@ -11,7 +13,7 @@ from harness import plan
 from harness.experiment import Experiment, FolderCheckpoint, Point, Settings
 from harness.plan import Case
 from harness.record import Record
-from harness.training import tokenizer
+from harness.training import fresh, tokenizer
 from harness.training.checkpoint import Shelf
 from harness.training.run import run
 
@@ -46,6 +48,19 @@ def train(case: Case, shelf: Shelf | None = None) -> Record:
 def attempt(case: Case, shelf: Shelf | None = None) -> Record:
     """Run a case, however it ends."""
     return run(case, shelf=shelf or Shelf(), root=case.path.parent)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Whatever asks for a process of its own gets this one, in which a test's mistakes are made already."""
+
+    def here(function: Callable[..., Any], settings: Settings, fault: object, *arguments: Any) -> Any:
+        return function(settings, None, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "call", here)
+        patch.setattr(fresh, "warm_up", lambda: None)
+        yield
 
 
 def save(folder: Path, model: type[PreTrainedModel] = BertForPreTraining, *, words: bool = True, **said: Any) -> Path:

@@ -17,10 +17,12 @@ from harness.experiment.file import Experiment, Point, read
 from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
+from harness.experiment.peft import ALL_LINEAR, Peft
 from harness.experiment.row import Row, problem_of, required, roles, texts, unlike
 from harness.experiment.settings import FILE_KINDS, SOURCES, Benchmark, Data, Settings, Train
 
 __all__ = [
+    "ALL_LINEAR",
     "DEVICE",
     "DEVICE_FORMS",
     "FILE_KINDS",
@@ -34,6 +36,7 @@ __all__ = [
     "HubCheckpoint",
     "Laws",
     "PackageCheckpoint",
+    "Peft",
     "Point",
     "Row",
     "Settings",

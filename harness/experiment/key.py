@@ -6,6 +6,7 @@ from typing import TypeAlias
 from pydantic import BaseModel
 
 from harness.experiment.checkpoint import ArchitectureCheckpoint
+from harness.experiment.peft import Peft
 from harness.experiment.settings import Benchmark, Data, Settings, Train
 from harness.experiment.source import Location
 
@@ -22,6 +23,7 @@ FILE_KEYS = {
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
     "train": Train,
+    "peft": Peft,
     "benchmark": Benchmark,
     "checkpoint": ArchitectureCheckpoint,
 }

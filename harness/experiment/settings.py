@@ -32,6 +32,7 @@ from harness.experiment.checkpoint import (
 )
 from harness.experiment.device import Device
 from harness.experiment.model import Declared, problem, problems
+from harness.experiment.peft import Peft
 from harness.experiment.row import Problem, Row, TaskName, classes_in, mistakes, problem_of, roles
 from harness.experiment.source import Location
 
@@ -377,6 +378,9 @@ class Settings(Declared):
     )
     data: Data = Field(description="What to train on: texts and their labels, or rows.")
     train: Train = Field(default=Train(), description="The loop, its length and its optimizer.")
+    peft: Peft | None = Field(
+        default=None, description="Trains low-rank adapters (LoRA) and the new head in the place of all weights."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="The arithmetic of forward passes: `fp32`, or `bf16` under autocast."
     )

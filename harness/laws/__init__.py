@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from harness.laws import (
+    adapter,
     agreement,
     data,
     dependence,
@@ -64,6 +65,9 @@ LAWS: tuple[Law, ...] = (
     prior.pretraining_shows,
     head.head_changes,
     head.backbone_changes,
+    adapter.adapters_as_declared,
+    adapter.adapters_start_at_zero,
+    adapter.adapters_change,
     optimizer.optimizer_covers_trainable,
     optimizer.schedule_followed,
     state.dropout_on_in_training,

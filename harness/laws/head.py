@@ -113,7 +113,9 @@ def head_changes(record: Record) -> Verdict:
     new = [
         parameter
         for parameter in record.parameters
-        if parameter.furthest is not None and (parameter.head or _has_gradient(parameter, record.parameters))
+        if parameter.furthest is not None
+        and not parameter.adapter
+        and (parameter.head or _has_gradient(parameter, record.parameters))
     ]
     if not new:
         return not_applicable("nothing is newly initialised")
@@ -142,6 +144,8 @@ def backbone_changes(record: Record) -> Verdict:
     Parameters whose gradient is zero by construction (the key biases of attention cancel in the softmax, unused
     position rows) are left out: those below 1e-6 of the largest gradient of the first step.
     """
+    if record.adapters is not None:
+        return not_applicable("adapters are trained in its place: see adapters_change")
     backbone = [parameter for parameter in record.parameters if not parameter.head]
     if not backbone:
         return not_applicable("the model has no backbone apart from its head")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, set_seed
 
 from harness import experiment, record
 from harness.errors import CheckpointError
-from harness.training import repository, stored, tiny, tokenizer
+from harness.training import adapters, repository, stored, tiny, tokenizer
 from harness.training.repository import first_line
 from harness.training.rows import Rows, open_rows
 from harness.training.tasks import Task, task_of
@@ -61,6 +61,15 @@ class Loaded:
     """Its files; none where every weight is random."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why the pad token or the padding side is another than the tokenizer came with."""
+    adapters: record.Adapters | None = None
+    """Where adapters are trained in the place of the weights."""
+
+    @property
+    def new(self) -> frozenset[str]:
+        """Parameters that are newly initialised, by the model's own names; where all are random, the task's head."""
+        if self.pretrained:
+            return frozenset((*self.missing, *self.mismatched))
+        return frozenset() if self.brings_head else frozenset(map(adapters.plain, head_names(self.model)))
 
 
 @dataclass
@@ -83,7 +92,7 @@ class Shelf:
             self.clear()
             self._file = file
         data = hashlib.sha256(settings.data.model_dump_json().encode()).hexdigest()
-        key = repr((settings.task, settings.checkpoint, settings.tokenizer, data, settings.train.seed))
+        key = repr((settings.task, settings.checkpoint, settings.tokenizer, data, settings.train.seed, settings.peft))
         if key not in self._loaded:
             self._loaded[key] = load(settings)
         return self._loaded[key]
@@ -95,15 +104,23 @@ class Shelf:
 
 
 def load(settings: experiment.Settings) -> Loaded:
-    """Load weights in fp32 with a new head for the task, and the tokenizer.
+    """Load weights in fp32 with a new head for the task and the declared adapters, and the tokenizer.
 
-    The seed is set first, because the head (or, without a checkpoint, every weight) is drawn here.
+    The seed is set first, because the head (or, without a checkpoint, every weight) and the adapters are drawn here.
 
     Raises:
-        Unavailable: the Hub cannot be reached and nothing is cached.
+        Unavailable: the Hub cannot be reached and nothing is cached, or a library is not installed.
         CheckpointError: the checkpoint cannot be had or used; says which and why.
         DataError: the rows cannot.
     """
+    loaded = _load(settings)
+    if settings.peft is None:
+        return loaded
+    model, made = adapters.adapt(loaded.model, settings.peft, settings.task, loaded.new)
+    return replace(loaded, model=model, adapters=made)
+
+
+def _load(settings: experiment.Settings) -> Loaded:
     source, rows = settings.checkpoint, open_rows(settings.data, settings.task)
     if isinstance(source, experiment.ArchitectureCheckpoint):
         return _random(source, settings, rows)
@@ -140,8 +157,8 @@ def load(settings: experiment.Settings) -> Loaded:
         unused=tuple(sorted(report["unexpected_keys"])),
         mismatched=tuple(sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])),
         brings_head=task.brings_head,
-        folder=folder,
         reasons=reasons,
+        folder=folder,
     )
 
 
@@ -218,8 +235,12 @@ def _folder(source: Stored) -> tuple[Path, str | None]:
 def head_names(model: Model) -> tuple[str, ...]:
     """Parameters outside the backbone, by the model's own ``base_model_prefix``.
 
-    Where the backbone is no module of its own, as in T5, the head is what computes the outputs.
+    Where the backbone is no module of its own, as in T5, the head is what computes the outputs. Under adapters it is
+    what is trained of it, and not what peft keeps of the time before.
     """
+    if adapters.is_adapted(model):
+        names = map(adapters.outer, head_names(adapters.base(model)))
+        return tuple(name for name in names if not adapters.is_adapter(name) and not adapters.is_spare(name))
     if not hasattr(model, model.base_model_prefix):
         head = model.get_output_embeddings()
         own = {id(parameter) for parameter in head.parameters()} if head is not None else set()
@@ -241,7 +262,7 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
     return record.Checkpoint(
         source=loaded.source,
         revision=loaded.revision,
-        architecture=type(model).__name__,
+        architecture=type(adapters.base(model)).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=getattr(model.config, "_attn_implementation", None) or "",
@@ -250,7 +271,7 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
         missing=loaded.missing,
         unused=loaded.unused,
         mismatched=loaded.mismatched,
-        head=head_names(model),
+        head=tuple(map(adapters.plain, head_names(model))),
         compared=loaded.compared,
         differing=loaded.differing,
         altered=tuple(altered),

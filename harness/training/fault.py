@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from harness import experiment
+from harness.training import checkpoint, devices, workload
 from harness.training.checkpoint import Loaded
 from harness.training.workload import Workload
 
@@ -68,8 +71,28 @@ class Fault:
     seed: Seed = nothing_seeded
     """Changes the workload, before the loop gets it."""
 
+    def __reduce__(self) -> tuple[Callable[..., Fault], tuple[str, str]]:
+        """Other processes find it where it was made, under its name."""
+        made = self.seed if self.seed is not nothing_seeded else self.load
+        return _found, (made.__module__, self.name)
+
+
+def _found(module: str, name: str) -> Fault:
+    found: Fault = getattr(importlib.import_module(module), name)
+    return found
+
 
 HEALTHY = Fault("none", "Nothing is wrong.", "")
+
+
+@contextmanager
+def begun(settings: experiment.Settings, fault: Fault | None) -> Iterator[tuple[Loaded, Workload]]:
+    """A case as it is before its training, mistake included, in a process that has not made it yet."""
+    with Patch() as patch:
+        fault = fault or HEALTHY
+        loaded = fault.load(checkpoint.load(settings), patch)
+        device = devices.find(settings.device or "cpu")
+        yield loaded, fault.seed(workload.prepare(loaded, settings, device), patch)
 
 
 def fault(

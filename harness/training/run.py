@@ -19,7 +19,7 @@ from transformers.utils import logging
 from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
-from harness.training import checkpoint, devices, environment, reference, workload
+from harness.training import adapters, checkpoint, devices, environment, fresh, reference, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
@@ -74,11 +74,15 @@ def _stages(
 ) -> None:
     """Everything that happens to a case, in order; what each stage leaves is in `evidence` at once."""
     settings = case.settings
+    if case.probes & fresh.USERS:
+        fresh.warm_up()
     device = devices.find(settings.device or "cpu")
     evidence["environment"] = environment.describe(root, device)
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
+    work = replace(work, fault=None if fault is HEALTHY else fault)
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
+    evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     survey = Survey(loaded, work)
@@ -97,7 +101,7 @@ def _stages(
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read()
     evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
-    evidence["parameters"] = watch.parameters(evidence["checkpoint"].head)
+    evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}
     for name, probe in _probes(case):
         clock = perf_counter()
@@ -162,9 +166,11 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: Progress | None) -> Watch:
-    followed = {*checkpoint.head_names(work.model)}
-    if loaded.pretrained:
-        followed = {*loaded.missing, *loaded.mismatched} & {name for name, _ in work.model.named_parameters()}
+    followed = set(checkpoint.head_names(work.model))
+    names = [name for name, _ in work.model.named_parameters() if not adapters.is_spare(name)]
+    if loaded.pretrained or loaded.adapters is not None:
+        followed = {name for name in names if adapters.plain(name) in loaded.new}
+    followed |= {name for name in names if adapters.is_adapter(name)}
     return Watch(
         model=work.model,
         start=loaded.model,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from harness.record import Batch, Group, Modes, Optimizer, Parameter, Steps
+from harness.training.adapters import is_adapter
 from harness.training.checkpoint import digest
 from harness.training.data import Drawing, Drawn
 from harness.training.rows import Row
@@ -41,7 +42,7 @@ class Watch:
     Args:
         model: the model that will be trained, on its device.
         start: the same weights on the CPU, which nobody changes.
-        head: names of the parameters whose way is followed step by step.
+        head: names of the parameters whose way is followed step by step: new ones, and adapters.
         drawn: the examples of each batch, in the order the loader made them.
         survey: told of the examples of each step, where they were not looked at before.
         steps: how many steps are declared.
@@ -255,6 +256,7 @@ class Watch:
             name=name,
             shape=tuple(parameter.shape),
             head=name in head,
+            adapter=is_adapter(name),
             trainable=parameter.requires_grad,
             start=_rms(start),
             change=_rms(parameter.detach().cpu() - start),

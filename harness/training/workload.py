@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,6 +19,9 @@ from harness.training import data, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device
 from harness.training.tasks import Collator, Task, task_of
+
+if TYPE_CHECKING:
+    from harness.training.fault import Fault
 
 
 class Watching(Protocol):
@@ -47,6 +50,8 @@ class Workload:
     precision: str
     device: Device
     drawn: data.Drawn
+    fault: Fault | None = None
+    """What is wrong on purpose: another process that goes on with the case makes the same mistake."""
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW over every trainable parameter, decay on all of them, as `torch.optim.AdamW` does."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.training.checkpoint import Loaded
+from harness.training.probes.adapted import adapted
 from harness.training.probes.dependence import dependence
 from harness.training.probes.determinism import determinism
 from harness.training.probes.equivalence import equivalence
@@ -21,6 +22,7 @@ Probe = Callable[[Loaded, Workload], dict[str, Any]]
 """Gets the untouched checkpoint and the workload that was trained; leaves JSON."""
 
 PROBES: dict[str, Probe] = {
+    "adapted": adapted,
     "padding": padding,
     "dependence": dependence,
     "steps": steps,

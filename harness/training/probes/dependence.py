@@ -141,7 +141,7 @@ def _forward(
     handles = [module.register_forward_hook(hook, prepend=True) for module in leaves]
     try:
         with same_draws():
-            return caught, logits(work, model(**inputs(work, batch)))
+            return caught, logits(work.task, model(**inputs(work, batch)))
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from harness.training.workload import Workload
 ROWS = 4
 STEPS = 150
 RATES = {True: 1e-4, False: 3e-3}
-"""Adam's learning rate for pretrained and for random weights."""
+"""Adam's learning rate for pretrained and for random weights, of which adapters are."""
 ENOUGH = 0.05
 """Share of the first loss at which it stops early."""
 
@@ -33,7 +33,7 @@ def overfit(loaded: Loaded, work: Workload) -> dict[str, Any]:
     rows = [features(work, index) for index in indices]
     whole = work.task.per != "example" or work.task.scores_choices
     batch = work.collator()(rows) if whole else _one_length(rows, work)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATES[loaded.pretrained])
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATES[loaded.pretrained and loaded.adapters is None])
     losses: list[float] = []
     for _ in range(STEPS):
         loss = model(**batch).loss

@@ -72,7 +72,7 @@ def larger(one: float, two: float) -> float:
 def _results(model: Any, work: Workload, whole: Texts, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """The logits of each text, at the places that are its own."""
     with torch.no_grad(), same_draws():
-        found = logits(work, model(**batch))
+        found = logits(work.task, model(**batch))
     return [found[row, whole.read(row, found.shape[1])] for row in range(len(whole.lengths))]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from harness.training import adapters
 from harness.training.checkpoint import Loaded, head_names
 from harness.training.data import tokens_of
 from harness.training.tasks import IGNORED
@@ -75,7 +76,7 @@ def _language_model(loaded: Loaded, work: Workload) -> tuple[Any, bool] | str:
     if work.task.brings_head:
         if not (work.task.causal or work.task.masked is not None):
             return "an encoder with a decoder was pretrained in a way of its own"
-        if {*loaded.missing, *loaded.mismatched} & {*head_names(loaded.model)}:
+        if loaded.new & {*map(adapters.plain, head_names(loaded.model))}:
             return "the head of the language model is newly initialised"
         model = twin(work.model)
         model.load_state_dict(loaded.model.state_dict())
@@ -102,6 +103,7 @@ def _of_files(loaded: Loaded) -> tuple[Any, bool] | str:
 
 
 def _shared(mine: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mine = {adapters.plain(name): value for name, value in mine.items() if not adapters.is_spare(name)}
     return {name: mine[name] for name, value in wanted.items() if name in mine and mine[name].shape == value.shape}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from harness.training.data import bare, tokens_of
-from harness.training.tasks import Features
+from harness.training.tasks import Features, Task
 from harness.training.workload import Workload
 
 
@@ -73,12 +73,12 @@ def texts(work: Workload, indices: Iterable[int], rows: Iterable[Features]) -> T
     return Texts(examples, lengths, results, work.tokenizer.padding_side == "left")
 
 
-def logits(work: Workload, output: Any) -> torch.Tensor:
+def logits(task: Task, output: Any) -> torch.Tensor:
     """A model's logits as texts x places x values."""
-    found = [getattr(output, name) for name in work.task.outputs]
-    if work.task.per != "example":
+    found = [getattr(output, name) for name in task.outputs]
+    if task.per != "example":
         return found[0] if len(found) == 1 else torch.stack(found, dim=-1)
-    return found[0].reshape(-1, 1, 1) if work.task.scores_choices else found[0].unsqueeze(1)
+    return found[0].reshape(-1, 1, 1) if task.scores_choices else found[0].unsqueeze(1)
 
 
 def _end(length: int, width: int, left: bool) -> slice:

@@ -1,0 +1,79 @@
+"""Another process: what happens there owes nothing to what a training has left in the memory of this one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+_LIBRARIES = ["harness.training.trainer"]
+"""Imported once, by a server from which every other process is forked; nothing is trained or loaded in it."""
+_FORKS = "forkserver"
+USERS = frozenset({"saved", "resumed"})
+"""Probes that need one."""
+_WAIT = 0.2
+"""Seconds between looks at whether the process is still there."""
+
+
+class Failed(RuntimeError):
+    """What was called in another process raised something there, or the process ended without an answer."""
+
+
+def warm_up() -> None:
+    """Begin to start the server, where there can be one: it is wanted later, and takes seconds."""
+    if _FORKS in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver  # not on Windows
+
+        multiprocessing.get_context(_FORKS).set_forkserver_preload(_LIBRARIES)
+        forkserver.ensure_running()
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process that has imported libraries and done nothing else.
+
+    Args:
+        function: found there by its module and name.
+        arguments: plain data; tensors go by way of files.
+
+    Raises:
+        Failed: with type and text of what it raised.
+    """
+    warm_up()
+    context: Any = multiprocessing.get_context(_FORKS if _FORKS in multiprocessing.get_all_start_methods() else "spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, torch.get_num_threads(), function, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        while not mine.poll(_WAIT) and process.is_alive():
+            pass
+        if not mine.poll():
+            raise Failed(f"the process ended with exit code {process.exitcode}")
+        answer, failed = mine.recv()
+    except EOFError:
+        process.join()
+        raise Failed(f"the process ended with exit code {process.exitcode}") from None
+    finally:
+        mine.close()
+        process.kill()  # it has answered, or is not waited for any longer
+        process.join()
+    if failed:
+        raise Failed(failed)
+    return answer
+
+
+def _answer(answers: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Run the function as quietly and with as many threads as the process that asks."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        answers.send((function(*arguments), ""))
+    except BaseException as error:
+        answers.send((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))

@@ -1,0 +1,53 @@
+"""Another process: what happens there knows nothing of what happened here."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertModel, PreTrainedModel
+from trial import case, save, train
+
+from harness.laws import judge
+from harness.training import fresh
+
+
+@pytest.mark.parametrize("said", [{}, {"peft": {}}], ids=["whole", "adapters"])
+def test_what_is_saved_is_loaded_in_another_process(tmp_path: Path, said: dict[str, Any]) -> None:
+    """The law of it holds, with adapters and without."""
+    found = train(case(save(tmp_path, BertModel), train={"steps": 2}, probes={"saved"}, **said))
+    (verdict,) = (one for one in judge(found) if one.law == "save_reload_equal")
+    assert verdict.outcome == "held", verdict
+
+
+def test_nothing_that_was_patched_here_is_known_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that is changed in this process is what the library says in the other."""
+    monkeypatch.setattr(PreTrainedModel, "main_input_name", "nothing")
+    assert fresh.call(main_input_name) == "input_ids"
+
+
+def main_input_name() -> str:
+    """Of the class as the process knows it."""
+    return str(PreTrainedModel.main_input_name)
+
+
+def fail() -> None:
+    """It goes wrong."""
+    raise ValueError("no such thing")
+
+
+def vanish() -> None:
+    """The process ends without a word."""
+    os._exit(7)
+
+
+def test_each_call_has_a_process_of_its_own() -> None:
+    """Neither this one nor that of the call before."""
+    assert len({fresh.call(os.getpid), fresh.call(os.getpid), os.getpid()}) == 3
+
+
+@pytest.mark.parametrize(("function", "says"), [(fail, "ValueError: no such thing"), (vanish, "exit code 7")])
+def test_what_goes_wrong_there_is_said_here(function: Any, says: str) -> None:
+    """With its type and text, or the exit code where there is none."""
+    with pytest.raises(fresh.Failed, match=says):
+        fresh.call(function)
