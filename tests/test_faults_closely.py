@@ -157,5 +157,9 @@ def test_closer_laws_see_the_fault(fault: str, pytester: pytest.Pytester, monkey
 @pytest.mark.parametrize("law", [law.name for law in LAWS if law.probes - {"exploration"} and law.axis is None])
 def test_every_closer_law_is_broken_by_a_fault(law: str) -> None:
     """No law is there that no real fault turns red."""
-    elsewhere = {"future_unseen", "pretraining_shows", "adapters_as_declared"}  # in test_tasks_live, test_prior, test_adapters
+    elsewhere = {
+        "future_unseen",
+        "pretraining_shows",
+        "adapters_as_declared",
+    }  # in test_tasks_live, test_prior, test_adapters
     assert law in {item.rpartition("::")[2] for red in FAULTS.values() for item in red} | elsewhere
