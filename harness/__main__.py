@@ -99,6 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
     compare.set_defaults(command=_compare)
 
+    baseline = commands.add_parser("baseline", help="keep records to compare later runs with: pytest --baseline")
+    actions = baseline.add_subparsers(required=True, metavar="ACTION")
+    accept = actions.add_parser("accept", help="make or renew the baselines of cases")
+    accept.add_argument(
+        "addresses",
+        nargs="*",
+        default=["reports"],
+        metavar="ADDRESS",
+        help="as for compare (default: reports)",
+    )
+    accept.add_argument("--reason", required=True, metavar="TEXT", help="why these figures are right; it is kept")
+    accept.add_argument(
+        "--baseline", type=Path, default=Path("baseline.jsonl"), metavar="PATH", help="the file to write (%(default)s)"
+    )
+    accept.set_defaults(command=_accept)
+
     report = commands.add_parser("report", help="judge stored records again and remake the report")
     report.add_argument(
         "paths",
@@ -294,6 +310,24 @@ def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) 
     if len(sides) == 2 and "device" not in across and all(len(each) == 1 for each in values):
         return compare(*sides, across=across, margin=options.margin)
     return side_by_side([record for records in sides for record in records], across, margin=options.margin)
+
+
+def _accept(options: argparse.Namespace) -> int:
+    """0 if every case has its baseline, 1 if one was refused."""
+    from harness import store
+    from harness.compare import baseline
+
+    if not options.reason.strip():
+        raise HarnessError("--reason: found nothing, expected why these figures are right")
+    readings = [store.load(address) for address in options.addresses]
+    old = baseline.read(options.baseline) if options.baseline.exists() else baseline.Baselines()
+    accepted = baseline.accept(old, [record for reading in readings for record in reading.records], options.reason)
+    problems = [problem for reading in readings for problem in reading.problems]
+    print("\n".join([*problems, *(f"refused: {why}" for why in accepted.refused)]), file=sys.stderr)
+    if accepted.names:
+        options.baseline.write_text(accepted.baselines.to_text(), encoding="utf-8")
+    print(f"{options.baseline}: {count(len(accepted.names), 'baseline')} accepted, {len(accepted.refused)} refused")
+    return 1 if accepted.refused or not accepted.names else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:  # what a run without experiments should not have to import
+    from harness.compare.baseline import Baselines
     from harness.engines import Engine
     from harness.errors import InvalidExperiment
     from harness.laws import Law, Verdict
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # what a run without experiments should not have to import
 STORE: pytest.StashKey[Store] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 SUMMARY: pytest.StashKey[Summary] = pytest.StashKey()
+BASELINES: pytest.StashKey[Baselines] = pytest.StashKey()
 
 SUFFIXES = (".yaml", ".yml")
 EXPERIMENT_FILES = ("experiments/*.yaml", "experiments/*.yml", "*/experiments/*.yaml", "*/experiments/*.yml")
@@ -60,6 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="also search for texts that break a law: hypothesis makes up N small data sets for each case, and shows "
         "the smallest that does",
     )
+    group.addoption(
+        "--baseline",
+        metavar="PATH",
+        help="also compare each case with its line in this file, which `harness baseline accept` writes",
+    )
     parser.addini("devices", "devices of experiments that name none", type="args", default=["cpu"])
     parser.addini(
         "experiment_files",
@@ -87,6 +94,8 @@ def pytest_configure(config: pytest.Config) -> None:
     explore = config.getoption("explore")
     if explore is not None and explore < 1:
         raise pytest.UsageError(f"--explore: found {explore}, expected a number of data sets, 1 or more")
+    if given := config.getoption("baseline"):
+        config.stash[BASELINES] = _baselines(config.invocation_params.dir / given)
     if _reports(config).exists() and not _reports(config).is_dir():
         raise pytest.UsageError(f"--reports: found {_reports(config)}, which is a file, expected a folder")
 
@@ -151,6 +160,21 @@ def _store(config: pytest.Config) -> Store:
 def _reports(config: pytest.Config) -> Path:
     given = config.getoption("reports")
     return config.invocation_params.dir / given if given else config.rootpath / "reports"
+
+
+def _baselines(path: Path) -> Baselines:
+    """The baseline file.
+
+    Raises:
+        pytest.UsageError: it cannot be read.
+    """
+    from harness.compare import baseline
+    from harness.errors import HarnessError
+
+    try:
+        return baseline.read(path)
+    except HarnessError as error:
+        raise pytest.UsageError(f"--baseline: {error}") from None
 
 
 def _check_devices(where: str, names: Sequence[str]) -> None:
@@ -276,6 +300,8 @@ class CaseNode(pytest.Collector):
             if self.case.settings.invariants.get(name) is not False:
                 yield _item(self, name, function, None, (self.case,))
         yield self._throughput()
+        if BASELINES in self.config.stash:
+            yield _item(self, "no_regression", no_regression, None, (self.case,))
 
     def _asked_for(self, law: Law) -> bool:
         """Slow laws run where the experiment names them, or the command line does; exploring has its own option."""
@@ -474,6 +500,33 @@ def step_throughput(request: pytest.FixtureRequest, benchmark: Any) -> None:
 def step_throughput_alone(request: pytest.FixtureRequest) -> None:
     """Without pytest-benchmark the figures are in the harness's own report."""
     _speed(request)
+
+
+def no_regression(request: pytest.FixtureRequest) -> None:
+    """The case is not slower than its baseline, and its loss goes where the baseline's does."""
+    from harness.compare import NotComparable
+    from harness.compare.baseline import against
+    from harness.laws import not_finished
+    from harness.report import comparison_lines
+
+    (record,) = request.node.records
+    if not record.finished:
+        pytest.skip(not_finished(record))
+    baselines = request.config.stash[BASELINES]
+    baseline = baselines.of(record)
+    if baseline is None:
+        others = ", ".join(baselines.elsewhere(record))
+        pytest.skip(f"no baseline on {record.environment.device}" + (f", there is one on {others}" if others else ""))
+    among = sum(item.name == "no_regression" for item in request.session.items)
+    try:
+        pair = against(baseline, record, among=among)
+    except NotComparable as error:
+        pytest.fail(f"{error.listed}\nrenew it with harness baseline accept", pytrace=False)
+    said = "\n".join([f"{pair.verdict}, baseline of {baseline.accepted:%Y-%m-%d}", *comparison_lines(pair)])
+    if pair.fails:
+        pytest.fail(said, pytrace=False)
+    if pair.verdict == "undecided":
+        pytest.skip(said)
 
 
 def _speed(request: pytest.FixtureRequest) -> Throughput:

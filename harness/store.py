@@ -143,11 +143,11 @@ def _gather(contents: Iterable[Content]) -> Reading:
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
-            record = _parse(line)
-            if isinstance(record, str):
-                problems.append(f"{file}:{number}: {record}")
+            found = _parse(line)
+            if isinstance(found, str):
+                problems.append(f"{file}:{number}: {found}")
             else:
-                records.append(record)
+                records.extend(found)
     return Reading(tuple(records), tuple(problems))
 
 
@@ -166,8 +166,8 @@ def _of_latest(names: Sequence[str]) -> list[str]:
     return [name for name in names if run(name) == run(names[-1])]
 
 
-def _parse(line: bytes) -> Record | str:
-    """The record of a line, or why it is none."""
+def _parse(line: bytes) -> list[Record] | str:
+    """The record of a line, those of a baseline's line, or why it is neither."""
     from pydantic import ValidationError
 
     from harness.record import FORMAT, Record
@@ -176,12 +176,16 @@ def _parse(line: bytes) -> Record | str:
         data = json.loads(line)
     except (ValueError, RecursionError):
         return "torn line, not used"
+    if isinstance(data, dict) and isinstance(data.get("baseline"), int) and isinstance(data.get("records"), list):
+        found = [_parse(json.dumps(each).encode()) for each in data["records"]]
+        wrong = next((each for each in found if isinstance(each, str)), None)
+        return wrong or [record for each in found if not isinstance(each, str) for record in each]
     if not isinstance(data, dict) or not isinstance(data.get("format"), int):
         return "not a record: expected a JSON object with a number under 'format'"
     if data["format"] > FORMAT:
         return f"record of format {data['format']}, this harness reads up to {FORMAT}; upgrade pytest-finetune"
     try:
-        return Record.from_json(line)
+        return [Record.from_json(line)]
     except ValidationError as error:
         first = error.errors()[0]
         return f"not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}"

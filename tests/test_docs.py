@@ -20,7 +20,9 @@ def test_every_key_is_documented(key: str) -> None:
     assert f"`{key}`" in EXPERIMENTS or f"`{key}." in EXPERIMENTS
 
 
-@pytest.mark.parametrize("name", ["devices", "experiment_files", "--device NAME", "--reports DIR", "--explore N"])
+@pytest.mark.parametrize(
+    "name", ["devices", "experiment_files", "--device NAME", "--reports DIR", "--explore N", "--baseline PATH"]
+)
 def test_every_option_of_pytest_is_documented(name: str) -> None:
     """Ini and command line options have their row."""
     assert f"| `{name}` |" in EXPERIMENTS

@@ -72,7 +72,12 @@ class Comparison:
 
 
 def compare(
-    base: Iterable[Record], new: Iterable[Record], *, across: Sequence[str] = (), margin: float = MARGIN
+    base: Iterable[Record],
+    new: Iterable[Record],
+    *,
+    across: Sequence[str] = (),
+    margin: float = MARGIN,
+    among: int = 1,
 ) -> Comparison:
     """Pair cases, refuse unlike ones, judge the rest together.
 
@@ -81,6 +86,7 @@ def compare(
         new: of the other.
         across: axes in which the sides may differ: ``device``, ``torch``, ``loop``, or any field of their identity.
         margin: what is called equivalent.
+        among: how many such comparisons are made that will be judged together, this one included.
 
     Raises:
         NotComparable: cases differ in what was not asked about, or none is on both sides.
@@ -96,7 +102,7 @@ def compare(
     refuse([(runs[0], run) for pair in together for runs in pair for run in runs[1:]], ())
     names = tuple(value(runs[0], across) for runs in together[0]) if across else ("base", "new")
     pairs = [_pair(first, second, margin) for first, second in together]
-    return Comparison(_together(pairs, margin), tuple(across), (names[0], names[1]), tuple(notes))
+    return Comparison(_together(pairs, margin, among), tuple(across), (names[0], names[1]), tuple(notes))
 
 
 Key = tuple[str, ...]
@@ -162,12 +168,13 @@ def _pair(base: tuple[Record, ...], new: tuple[Record, ...], margin: float) -> P
     return Pair(new[0].name, base, new, measures(base, new, margin), between(base, new))
 
 
-def _together(pairs: Sequence[Pair], margin: float) -> tuple[Pair, ...]:
+def _together(pairs: Sequence[Pair], margin: float, among: int) -> tuple[Pair, ...]:
     """All figures of all cases judged together: no more false alarms among all than one alone would give."""
     places = [(row, column) for row, pair in enumerate(pairs) for column, one in enumerate(pair.measures) if one.shift]
     found = [pairs[row].measures[column].shift for row, column in places]
-    adjusted = holm([one.probability for one in found if one is not None])
+    # Among comparisons that do not know each other each is as careful as the first of them would be (Bonferroni).
+    adjusted = [min(1.0, among * each) for each in holm([one.probability for one in found if one is not None])]
     measures = [list(pair.measures) for pair in pairs]
     for (row, column), probability in zip(places, adjusted, strict=True):
-        measures[row][column] = judged(measures[row][column], probability, margin, len(places))
+        measures[row][column] = judged(measures[row][column], probability, margin, among * len(places))
     return tuple(replace(pair, measures=tuple(each)) for pair, each in zip(pairs, measures, strict=True))

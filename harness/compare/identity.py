@@ -44,6 +44,14 @@ class NotComparable(HarnessError):
         super().__init__(differences, reason)
 
     def __str__(self) -> str:
+        if not self.differences:
+            return self.listed
+        field = self.differences[0].field
+        return f"{self.listed}\nIf one of them is what you ask about, name it: --across '{field}'"
+
+    @property
+    def listed(self) -> str:
+        """Each field with both values, and the cases that differ in it."""
         cases: dict[tuple[str, str, str], list[str]] = {}
         for one in self.differences:
             cases.setdefault((one.field, one.base, one.new), []).append(one.case)
@@ -51,9 +59,6 @@ class NotComparable(HarnessError):
         for (field, base, new), names in cases.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             lines.append(f"  {field}: {base} and {new} ({names[0]}{more})")
-        if self.differences:
-            first = self.differences[0].field
-            lines.append(f"If one of them is what you ask about, name it: --across '{first}'")
         return "\n".join(lines)
 
 

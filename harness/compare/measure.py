@@ -18,6 +18,9 @@ TIMES: dict[TimeName, str] = {"step time": "seconds", "processor time": "process
 
 Outcome = Literal["slower", "faster", "more", "less", "equivalent", "undecided"]
 
+Unit = Literal["tokens", "step"]
+"""What a time is divided by: the real tokens of its step (samples, where there are no tokens), or nothing."""
+
 MARGIN = 0.03
 """Within which a ratio is called equivalent, if its whole interval is."""
 
@@ -103,7 +106,7 @@ def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin:
     return judged(replace(measure, shift=found), found.probability, margin)
 
 
-def timed(record: Record, column: str) -> Run | str | None:
+def timed(record: Record, column: str, *, by: Unit = "tokens") -> Run | str | None:
     """The timed steps by one clock, for a unit of work; a sentence where they are no measurement, none where that clock
     was not read or says nothing of the device.
     """
@@ -116,7 +119,7 @@ def timed(record: Record, column: str) -> Run | str | None:
         return None
     if not all(second > 0 for second in seconds):
         return "a step took no time: the clock is too coarse, or wrong"
-    work = record.steps.real_tokens[window]
+    work = record.steps.real_tokens[window] if by == "tokens" else (1,) * len(seconds)
     if not all(work):
         work = record.steps.samples[window]
     logs = tuple(math.log(second / (amount or 1)) for second, amount in zip(seconds, work, strict=True))

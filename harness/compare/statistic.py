@@ -105,6 +105,14 @@ def in_turns(base: Sequence[Run], new: Sequence[Run]) -> list[tuple[Run, Run]]:
     return pairs
 
 
+def noise(runs: Sequence[Run]) -> float:
+    """The smallest difference to another side as noisy as these runs that would be seen without turns; 0.05 is 5 %."""
+    count = min(BLOCKS, *(len(run.logs) for run in runs))
+    if count < FEWEST:
+        return math.inf
+    return _shift(0.0, *_within(2 * _drift(_blocks(runs, count)), 2 * _between(runs)), 1.0).smallest
+
+
 def turns_for(together: int) -> int:
     """How many turns the exact test takes to be certain of one of several figures: at best it says 2 / 2**turns."""
     return max(TURNS, math.ceil(math.log2(2 * max(together, 1) / (1 - CONFIDENCE))))
@@ -167,11 +175,25 @@ def _one_after_the_other(base: Sequence[Run], new: Sequence[Run], count: int) ->
     """Sides as far apart as their blocks are, within what blocks at any distance differ by."""
     moved = [two - one for one, two in zip(_blocks(base, count), _blocks(new, count), strict=True)]
     centre = median((one + two) / 2 for place, one in enumerate(moved) for two in moved[place:])
-    runs = sum(variance(median(run.logs) for run in side) if len(side) > 2 else 0.0 for side in (base, new))
-    scale = math.sqrt(max(_drift(moved), runs) + 2 * PROCESS**2)
-    reach = REACH * scale
-    unit = reach / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return _shift(centre, centre - reach, centre + reach, 2 * NormalDist().cdf(-abs(centre) / unit))
+    low, high = _within(_drift(moved), _between(base) + _between(new))
+    unit = high / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return _shift(centre, centre + low, centre + high, 2 * NormalDist().cdf(-abs(centre) / unit))
+
+
+def _within(drift: float, between: float) -> tuple[float, float]:
+    """What two sides of the same code may be apart, down and up.
+
+    Args:
+        drift: variance of what their blocks differ by.
+        between: variance of what their runs differ by.
+    """
+    reach = REACH * math.sqrt(max(drift, between) + 2 * PROCESS**2)
+    return -reach, reach
+
+
+def _between(side: Sequence[Run]) -> float:
+    """Variance of the levels of a side's runs; 0 where there are too few to tell."""
+    return variance(median(run.logs) for run in side) if len(side) > 2 else 0.0
 
 
 def _blocks(side: Sequence[Run], count: int) -> list[float]:

@@ -141,16 +141,23 @@ def _details(found: Found) -> list[list[str]]:
             for column, cell in zip(found.columns, row.cells, strict=True)
             if cell is not None and cell.losses is not None and cell.losses.outcome != "same"
         ]
-    details = []
-    for pair in found.pairs:
-        lines = [f"{measure.name}: {measure.reason}" for measure in pair.measures if measure.reason]
-        if pair.losses.outcome != "same":
-            lines.append(f"loss {pair.losses.outcome}: {pair.losses.message}")
-        if pair.verdict.endswith("loss") and pair.speed == "faster":
-            lines.append("faster, but its loss does not hold: not comparable in value")
-        if lines:
-            details.append([pair.case, *lines])
-    return details
+    details = [(pair.case, _behind(pair)) for pair in found.pairs]
+    return [[case, *lines] for case, lines in details if lines]
+
+
+def comparison_lines(pair: Pair) -> list[str]:
+    """Everything that is to be said of one case: its figures, and what is behind them."""
+    figures = [f"{measure.name} {_measure(measure)}" for measure in pair.measures]
+    return [*figures, *_behind(pair)]
+
+
+def _behind(pair: Pair) -> list[str]:
+    lines = [f"{measure.name}: {measure.reason}" for measure in pair.measures if measure.reason]
+    if pair.losses.outcome != "same":
+        lines.append(f"loss {pair.losses.outcome}: {pair.losses.message}")
+    if pair.verdict.endswith("loss") and pair.speed == "faster":
+        lines.append("faster, but its loss does not hold: not comparable in value")
+    return lines
 
 
 # JSON

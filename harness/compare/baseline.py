@@ -1,0 +1,248 @@
+"""Baselines: records kept for comparing, with who accepted them why, and what stood there before.
+
+A baseline is a file with one line a case and hardware, so that one file serves a laptop, a CI runner and several kinds
+of GPU. It is meant to be committed beside the experiments: a renewed line is a diff with a reason in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.compare.comparison import Pair, compare
+from harness.compare.identity import hardware
+from harness.compare.measure import MARGIN, Unit, timed
+from harness.compare.statistic import Run, noise
+from harness.errors import HarnessError
+from harness.laws import judge, judge_together
+from harness.record import Environment, Part, Record
+from harness.throughput import NotMeasured, throughput
+
+FORMAT = 1
+"""The number of the format of a baseline."""
+
+NOISIEST = 1.0
+"""A baseline that would not show a step that takes twice as long is none."""
+
+CLOCKS = ("seconds", "processor_seconds")
+UNITS: tuple[Unit, ...] = ("tokens", "step")
+"""A run alone is held against itself, whose steps do not all do the same: of small models they take as long for any
+batch, of large ones as long for any token."""
+
+Key = tuple[str, str, str]
+"""Case, model of the device, processor."""
+
+
+class Figures(Part):
+    """What an earlier baseline of the case said, in short."""
+
+    accepted: datetime
+    reason: str
+    commit: str | None
+    environment: Environment
+    tokens_per_second: float
+    samples_per_second: float
+    peak_bytes: int | None
+    last_loss: float
+
+
+class Baseline(Part):
+    """A case on one hardware."""
+
+    baseline: int = FORMAT
+    accepted: datetime
+    reason: str
+    """Why these figures are right, in the words of who accepted them."""
+    records: tuple[Record, ...]
+    """The runs, without what comparing does not need; their environment is that of who measured them."""
+    before: tuple[Figures, ...] = ()
+    """What was accepted earlier, the oldest first."""
+
+    @property
+    def key(self) -> Key:
+        """What it is the baseline of."""
+        return _key(self.records[0])
+
+    @property
+    def figures(self) -> Figures:
+        """It in short."""
+        speeds = [speed for record in self.records if not isinstance(speed := throughput(record), NotMeasured)]
+        first = self.records[0]
+        return Figures(
+            accepted=self.accepted,
+            reason=self.reason,
+            commit=first.environment.commit,
+            environment=first.environment,
+            tokens_per_second=speeds[0].tokens_per_second.median,
+            samples_per_second=speeds[0].samples_per_second.median,
+            peak_bytes=first.memory.peak_bytes,
+            last_loss=first.steps.loss[-1],
+        )
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """All lines of a baseline file."""
+
+    lines: dict[Key, Baseline] = field(default_factory=dict)
+
+    def of(self, record: Record) -> Baseline | None:
+        """The baseline of a record's case on its hardware."""
+        return self.lines.get(_key(record))
+
+    def elsewhere(self, record: Record) -> tuple[str, ...]:
+        """Other devices that have a baseline of the case."""
+        return tuple(device for name, device, _ in self.lines if name == record.name)
+
+    def to_text(self) -> str:
+        """A line each, sorted by case and hardware."""
+        return "".join(f"{self.lines[key].model_dump_json()}\n" for key in sorted(self.lines))
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What became of accepting."""
+
+    baselines: Baselines
+    names: tuple[str, ...]
+    """Cases that have a new baseline."""
+    refused: tuple[str, ...]
+    """A sentence for each that was refused."""
+
+
+def read(path: Path) -> Baselines:
+    """Read a baseline file.
+
+    Raises:
+        HarnessError: it cannot be read, or a line is no baseline; says which.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    found = [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    return Baselines({each.key: each for each in found})
+
+
+def accept(old: Baselines, records: Iterable[Record], reason: str, now: datetime | None = None) -> Accepted:
+    """Baselines with those of the records in them; what was there before is kept in short.
+
+    A case is refused that did not finish, breaks a law, has no valid times, or is too noisy to show anything.
+
+    Args:
+        old: the baselines so far.
+        records: of one run, or of several, whose records of one case are kept together.
+        reason: why these figures are right.
+        now: when.
+    """
+    records = tuple(record for record in records if record.outcome not in ("skipped", "interrupted"))
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record), []).append(record)
+    disagreeing = _disagreeing(records)
+    lines, names, refused = dict(old.lines), [], []
+    for key, runs in groups.items():
+        if why := next(filter(None, map(_unfit, runs)), "") or disagreeing.get(key[0], "") or _noisy(runs):
+            refused.append(f"{key[0]}: {why}")
+            continue
+        before = old.lines.get(key)
+        lines[key] = Baseline(
+            accepted=now or datetime.now(UTC),
+            reason=reason,
+            records=tuple(map(_slim, runs)),
+            before=(*before.before, before.figures) if before else (),
+        )
+        names.append(key[0])
+    return Accepted(Baselines(lines), tuple(names), tuple(refused))
+
+
+def against(baseline: Baseline, record: Record, *, among: int = 1, margin: float = MARGIN) -> Pair:
+    """Compare a record with the baseline of its case.
+
+    Args:
+        baseline: of the same case and hardware.
+        record: what ran now.
+        among: how many cases are compared with their baselines in this session.
+        margin: what is called equivalent.
+
+    Raises:
+        NotComparable: something differs that makes runs alike.
+    """
+    (pair,) = compare(baseline.records, [record], margin=margin, among=among).pairs
+    return pair
+
+
+def _key(record: Record) -> Key:
+    device, processor = hardware(record.environment).values()
+    return record.name, device, processor
+
+
+def _parse(path: Path, number: int, line: str) -> Baseline:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        raise HarnessError(f"{path}:{number}: torn line, expected a baseline") from None
+    if not isinstance(data, dict) or not isinstance(data.get("baseline"), int):
+        raise HarnessError(f"{path}:{number}: not a baseline: expected what `harness baseline accept` writes")
+    if data["baseline"] > FORMAT:
+        raise HarnessError(
+            f"{path}:{number}: baseline of format {data['baseline']}, this harness reads up to {FORMAT}; "
+            "upgrade pytest-finetune"
+        )
+    try:
+        found = Baseline.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise HarnessError(f"{path}:{number}: not a baseline: {where}: {first['msg']}") from None
+    if not found.records:
+        raise HarnessError(f"{path}:{number}: not a baseline: it has no records")
+    return found
+
+
+def _unfit(record: Record) -> str:
+    """Why a record is no baseline; empty where it is one."""
+    if not record.finished:
+        return f"{record.outcome}: {record.reason}"
+    for verdict in judge(record):
+        if verdict.outcome in ("broken", "invalid"):
+            return f"{verdict.law} is {verdict.outcome}: {verdict.message}"
+    speed = throughput(record)
+    return f"its times are invalid: {speed.reason}" if isinstance(speed, NotMeasured) else ""
+
+
+def _disagreeing(records: Sequence[Record]) -> dict[str, str]:
+    """Cases that do not agree with another, and how."""
+    verdicts = [verdict for verdict in judge_together(records) if verdict.outcome == "broken"]
+    return {name: f"{one.law} is broken: {one.message}" for one in verdicts for name in one.between}
+
+
+def _noisy(runs: Sequence[Record]) -> str:
+    """Why nothing could be told from these runs by any clock; empty where something could."""
+    seen = []
+    for column, unit in product(CLOCKS, UNITS):
+        timings = [timed(record, column, by=unit) for record in runs]
+        if len(clear := [run for run in timings if isinstance(run, Run)]) == len(runs):
+            seen.append(noise(clear))
+    least = min(seen, default=math.inf)
+    if least <= NOISIEST:
+        return ""
+    shown = "no difference" if math.isinf(least) else f"no difference below {least:.0%}"
+    return f"too noisy: {shown} would show; take more steps, or a machine that does less beside it"
+
+
+def _slim(record: Record) -> Record:
+    """Without what comparing does not need: a baseline is kept for long, and for every machine."""
+    columns = ("learning_rate", "watching_seconds", "data_seconds", "examples", "graphs")
+    empty: dict[str, Any] = dict.fromkeys(("examples", "lost", "batches", "parameters"), ())
+    empty |= {**dict.fromkeys(("data", "optimizer", "modes")), "probes": {}, "probe_seconds": {}}
+    steps = record.steps.model_copy(update=dict.fromkeys(columns, ()))
+    return record.model_copy(update={**empty, "steps": steps})

@@ -1,0 +1,267 @@
+"""Baselines: which runs can be one, what is kept, and the item that compares with it."""
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import Project, messages, outcomes
+from records import PROBES, record
+from test_compare import HERE, STEPS, trained
+
+from harness.__main__ import main
+from harness.compare import NotComparable, baseline
+from harness.compare.baseline import Accepted, Baselines, accept, against
+from harness.errors import HarnessError
+from harness.record import Record
+
+FIRST = datetime(2026, 1, 31, tzinfo=UTC)
+SECOND = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def healthy(name: str = "cpu-custom", **changes: Any) -> Record:
+    """A long training that every law accepts."""
+    columns = {
+        "learning_rate": (1e-3,) * STEPS,
+        "watching_seconds": (0.0,) * STEPS,
+        "data_seconds": (0.0,) * STEPS,
+        "graphs": (0,) * STEPS,
+        "padded_tokens": (12,) * STEPS,
+        "examples": (((0, 1), (2, 3)) * STEPS)[:STEPS],
+    }
+    return trained(name, steps={**columns, **changes.pop("steps", {})}, **changes)
+
+
+def accepted(*records: Record, old: Baselines | None = None, reason: str = "as it should be") -> Accepted:
+    """What became of accepting them."""
+    return accept(old or Baselines(), records, reason, FIRST if old is None else SECOND)
+
+
+# Accepting
+
+
+def test_a_healthy_run_is_a_baseline() -> None:
+    """With the reason, the time and the environment; without the evidence that no comparison needs."""
+    one = healthy()
+    found = accepted(one)
+    assert (found.names, found.refused) == ((one.name,), ())
+    kept = found.baselines.of(one)
+    assert kept is not None
+    assert (kept.reason, kept.accepted, kept.before) == ("as it should be", FIRST, ())
+    (record,) = kept.records
+    assert record.environment == HERE
+    assert record.steps.loss == one.steps.loss
+    assert (record.batches, record.examples, record.probes, record.steps.examples) == ((), (), {}, ())
+    assert len(kept.model_dump_json()) < len(one.to_json()) / 1.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"outcome": "crashed", "reason": "ValueError: no"}, "crashed: ValueError: no"),
+        ({"steps": {"loss": (0.5,) * STEPS}}, "loss_decreases is broken: "),
+        ({"steps": {"loss": (0.5, *(math.nan,) * (STEPS - 1))}}, "loss_finite is broken: "),
+        ({"probes": {**PROBES, "steps": {"error": "no"}}}, "loss_is_the_declared_one is invalid: "),
+        ({"steps": {"seconds": (0.0,) * STEPS}}, "its times are invalid: a step took no time"),
+        ({"settings": {"benchmark.timed_steps": 2}}, "its times are invalid: 2 timed steps"),
+        ({"settings": {"benchmark.timed_steps": 5}}, "too noisy: no difference would show"),
+        ({"noise": 1.0}, "too noisy: no difference below "),
+    ],
+    ids=["crashed", "broken", "NaN", "invalid", "no time", "two steps", "five steps", "noisy"],
+)
+def test_what_is_no_baseline(changes: dict[str, Any], why: str) -> None:
+    """A broken, invalid or too noisy run is refused with its reason; others of the run are accepted."""
+    bad, good = healthy(**changes), record(healthy(), experiment="experiments/b.yaml")
+    found = accepted(bad, good)
+    assert found.names == (good.name,)
+    (said,) = found.refused
+    assert said.startswith(f"{bad.name}: {why}")
+
+
+def test_cases_that_do_not_agree_are_no_baselines() -> None:
+    """Two loops with different losses: neither of them, for who knows which one is right."""
+    loss = tuple(each + 0.01 for each in healthy().steps.loss)
+    found = accepted(healthy(), healthy("cpu-trainer", steps={"loss": loss}))
+    assert found.names == ()
+    assert [why.partition(": ")[2].partition(" is broken")[0] for why in found.refused] == ["loops_agree"] * 2
+
+
+def test_what_did_not_run_is_not_refused() -> None:
+    """A device that is not there, and a case that was stopped, leave the others as they are."""
+    skipped = record(healthy("cuda-custom"), outcome="skipped", reason="no CUDA device")
+    assert accepted(skipped) == Accepted(Baselines(), (), ())
+
+
+def test_a_renewed_baseline_keeps_what_was_there() -> None:
+    """The old figures with their reason and environment, the oldest first; lines of other cases and machines stay."""
+    first, laptop = healthy(), healthy(environment={"device": "Laptop", "processor": "Laptop"})
+    old = accepted(first, laptop, reason="first").baselines
+    new = accepted(healthy(times=2.0), old=old, reason="a better tokenizer").baselines
+    again = accepted(healthy(times=1.5), old=new, reason="and a better one").baselines
+    kept = again.of(first)
+    assert kept is not None
+    assert [(each.reason, each.accepted) for each in kept.before] == [("first", FIRST), ("a better tokenizer", SECOND)]
+    assert kept.before[0].tokens_per_second == pytest.approx(90, rel=0.02)
+    assert kept.before[1].tokens_per_second == pytest.approx(45, rel=0.02)
+    assert kept.before[0].environment == HERE
+    assert again.of(laptop) == old.of(laptop)
+
+
+# The file
+
+
+def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    """A line each, sorted; reading and writing it again changes nothing."""
+    found = accepted(healthy("cpu-trainer"), healthy(), healthy(environment={"device": "A Laptop"})).baselines
+    path = tmp_path / "baseline.jsonl"
+    path.write_text(found.to_text())
+    assert baseline.read(path) == found
+    assert baseline.read(path).to_text() == found.to_text()
+    names = [json.loads(line)["records"][0]["case"] for line in found.to_text().splitlines()]
+    assert names == ["cpu-custom", "cpu-custom", "cpu-trainer"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"baseline": 1, "rec', "torn line, expected a baseline"),
+        ("[" * 100_000, "torn line, expected a baseline"),
+        ("[]", "not a baseline: expected what `harness baseline accept` writes"),
+        ('{"format": 1}', "not a baseline: expected what `harness baseline accept` writes"),
+        ('{"baseline": 9}', "baseline of format 9, this harness reads up to 1; upgrade pytest-finetune"),
+        ('{"baseline": 1}', "not a baseline: accepted: Field required"),
+        (
+            '{"baseline": 1, "accepted": "2026-01-01T00:00:00Z", "reason": "", "records": []}',
+            "not a baseline: it has no records",
+        ),
+    ],
+    ids=["torn", "deep", "list", "record", "newer", "empty", "no records"],
+)
+def test_a_line_that_is_no_baseline_is_named(tmp_path: Path, line: str, said: str) -> None:
+    """A gate must not pass because its file is broken: the first bad line is an error, with its place."""
+    path = tmp_path / "baseline.jsonl"
+    path.write_text(accepted(healthy()).baselines.to_text() + line + "\n")
+    with pytest.raises(HarnessError) as caught:
+        baseline.read(path)
+    assert str(caught.value) == f"{path}:2: {said}"
+
+
+# Comparing with it
+
+
+def test_a_record_is_compared_with_its_baseline() -> None:
+    """Slower, as fast, another setting: the same verdicts as of `harness compare`."""
+    kept = accepted(healthy(noise=0.001)).baselines.of(healthy())
+    assert kept is not None
+    assert against(kept, healthy(times=1.5, noise=0.001)).fails
+    assert against(kept, healthy(at=1, noise=0.001)).verdict == "equivalent"
+    assert against(kept, healthy(at=1, steps={"loss": (0.9,) * STEPS})).verdict == "worse loss"
+    with pytest.raises(NotComparable):
+        against(kept, healthy(settings={"train.seed": 1}))
+
+
+def test_many_comparisons_are_each_more_careful() -> None:
+    """What is certain of one case is not of one among a million."""
+    kept = accepted(healthy(noise=0.001)).baselines.of(healthy())
+    assert kept is not None
+    slower = healthy(times=1.04, noise=0.001)
+    assert against(kept, slower).speed == "slower"
+    assert against(kept, slower, among=1_000_000).speed == "undecided"
+
+
+# The command and the item
+
+
+@pytest.fixture
+def accepting(project: Project) -> Project:
+    """A project whose experiment has a baseline."""
+    project.experiment(steps=STEPS, loop=["custom", "trainer"])
+    project.engine("answers={'cpu-custom': quick, 'cpu-trainer': quick}", QUICK)
+    assert project.run("experiments").ret == 0
+    assert main(["baseline", "accept", str(project.path / "reports"), "--reason", "first", *to(project)]) == 0
+    return project
+
+
+QUICK = """
+import math, random
+def timed(case, times=1.0, **columns):
+    noise = random.Random(case.id)
+    seconds = tuple(times * math.exp(noise.gauss(0, 0.001)) for _ in range(case.settings.train.steps))
+    return steps(finished(case), seconds=seconds, processor_seconds=seconds, **columns)
+def quick(case): return timed(case)
+def slow(case): return timed(case, 2.0)
+def learns_less(case): return timed(case, 0.5, loss=(0.9,) * case.settings.train.steps)
+def unsteady(case): return steps(finished(case), processor_seconds=())
+def elsewhere(case):
+    return quick(case).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"device": "Other"})})
+def on_other_threads(case):
+    return quick(case).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"threads": 64})})
+"""
+
+
+def to(project: Project) -> list[str]:
+    """The option that names the baseline file."""
+    return ["--baseline", str(project.path / "baseline.jsonl")]
+
+
+def judged(project: Project, answer: str) -> tuple[str, str]:
+    """Outcome and message of the item of the case, which the engine answers so."""
+    project.engine(f"answers={{'cpu-custom': {answer}, 'cpu-trainer': quick}}", QUICK)
+    result = project.run("experiments", *to(project), "-k", "no_regression")
+    name = "experiments/a.yaml::cpu-custom::no_regression"
+    return outcomes(result)[name], messages(result).get(name, "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "said"),
+    [
+        ("quick", "passed", ""),
+        ("slow", "failed", "slower, baseline of 20"),
+        ("learns_less", "failed", "faster, but its loss does not hold: not comparable in value"),
+        ("on_other_threads", "failed", "threads: 2 and 64"),
+        ("unsteady", "skipped", "undecided, baseline of 20"),
+        ("elsewhere", "skipped", "no baseline on Other, there is one on Abacus 9"),
+        ("crashed", "failed", "crashed: ValueError"),
+    ],
+)
+def test_the_item(accepting: Project, answer: str, outcome: str, said: str) -> None:
+    """Fails for a regression or unlike runs, and skips with the reason where nothing can be told."""
+    found, message = judged(accepting, answer)
+    assert found == outcome
+    assert said in message
+
+
+def test_there_is_no_item_without_a_baseline(project: Project) -> None:
+    """The option adds it; a file that is not there, or is none, is bad usage."""
+    project.experiment()
+    collected = project.run("experiments", "--collect-only", "-q").outlines
+    assert not [line for line in collected if "no_regression" in line]
+    missing, torn = "cannot be read: No such file or directory", ":1: torn line, expected a baseline"
+    for text, said in ((None, missing), ("{", torn)):
+        if text is not None:
+            project.write("baseline.jsonl", text)
+        result = project.run("experiments", *to(project))
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: --baseline: *baseline.jsonl*{said}"])
+
+
+def test_the_command(accepting: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Says what it accepted and refused; renews; needs a reason; and a baseline can be compared itself."""
+    path, reports = accepting.path / "baseline.jsonl", str(accepting.path / "reports")
+    assert main(["baseline", "accept", reports, "--reason", "again", *to(accepting)]) == 0
+    assert capsys.readouterr().out.endswith(f"{path}: 2 baselines accepted, 0 refused\n")
+    assert [line["before"][0]["reason"] for line in map(json.loads, path.read_text().splitlines())] == ["first"] * 2
+    assert main(["compare", str(path), reports]) == 0
+    assert main(["baseline", "accept", reports, "--reason", " ", *to(accepting)]) == 1
+    before = path.read_text()
+    accepting.engine("answers={'cpu-custom': crashed, 'cpu-trainer': quick}", QUICK)
+    accepting.run("experiments")
+    capsys.readouterr()
+    assert main(["baseline", "accept", reports, "--reason", "worse", *to(accepting)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "refused: experiments/a.yaml::cpu-custom: crashed: ValueError: a broken thing\n"
+    assert printed.out == f"{path}: 1 baseline accepted, 1 refused\n"
+    assert path.read_text().splitlines()[0] == before.splitlines()[0]
+    assert main(["baseline", "accept", str(accepting.path / "none"), "--reason", "x", *to(accepting)]) == 1
