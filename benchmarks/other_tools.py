@@ -45,7 +45,7 @@ from harness.experiment import read
 from harness.laws import LAWS
 from harness.mutation import Subject
 from harness.plan import Case
-from harness.schedule import declared_rate
+from harness.schedule import declared_share
 from harness.training import devices, workload
 from harness.training.checkpoint import Shelf
 from harness.training.fault import HEALTHY, Fault, Patch
@@ -106,7 +106,9 @@ def pytest_torch(work: Workload) -> Checks:
         train = work.settings.train
         run = run_training(setup, batches, step, steps=train.steps)
         run.assert_healthy(min_relative_decrease=0.1)
-        run.assert_lr(lambda index: declared_rate(train.learning_rate, train.warmup_steps, index))
+        run.assert_lr(
+            lambda index: train.learning_rate * declared_share(train.schedule, train.steps, train.warmup_steps, index)
+        )
 
     return {
         "inference contract": lambda: check_inference_contract(fresh().eval(), inputs),

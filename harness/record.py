@@ -214,7 +214,7 @@ class Batch(Part):
     """A batch as it reached the model's forward."""
 
     step: int
-    """The first step that saw it, counted from 0."""
+    """The first step that saw it, counted from 0; of a step with several micro-batches, each is a batch."""
     examples: tuple[int, ...]
     """Index of the example in each row, as the loader drew them."""
     tensors: dict[str, tuple[Evidence, ...]]
@@ -227,7 +227,9 @@ class Steps(Part):
     loss: tuple[float, ...] = ()
     """Raw loss of the forward pass, before any log could round or filter it."""
     learning_rate: tuple[float, ...] = ()
-    """Of the first parameter group, as the optimizer used it."""
+    """Of the first parameter group, as the optimizer used it; NaN where it did not step."""
+    group_rates: tuple[tuple[float, ...], ...] = ()
+    """Of every parameter group."""
     seconds: tuple[float, ...] = ()
     """From the end of the step before to the end of this one, the device waited for on both sides."""
     processor_seconds: tuple[float, ...] = ()
@@ -241,9 +243,24 @@ class Steps(Part):
     padded_tokens: tuple[int, ...] = ()
     """Tokens computed: rows x longest row."""
     digest: tuple[dict[str, str], ...] = ()
-    """SHA-256, shortened, of each tensor of the batch that reached the model."""
+    """SHA-256, shortened, of each tensor of the batch that reached the model; of several micro-batches, of theirs."""
     examples: tuple[tuple[int, ...], ...] = ()
-    """Index of every example of the batch."""
+    """Index of every example of the batch, micro-batch after micro-batch."""
+    micro_batches: tuple[tuple[int, ...], ...] = ()
+    """How many examples each micro-batch had."""
+    loss_weights: tuple[tuple[float, ...], ...] = ()
+    """What the model's own loss of each micro-batch was multiplied with in the backward pass; none where the loop takes
+    its loss from the logits."""
+    loss_scale: tuple[float | None, ...] = ()
+    """By which the loss was multiplied against underflow; none without a scaler."""
+    gradient_norm: tuple[float | None, ...] = ()
+    """Of all gradients, as the optimizer used them; none where it did not step."""
+    gradient_norm_before: tuple[float | None, ...] = ()
+    """The same before clipping; none where nothing was clipped."""
+    update: tuple[float, ...] = ()
+    """Root mean square of what the step moved the trainable weights by, over a sample of at most `SAMPLE` of them."""
+    unmoved: tuple[float | None, ...] = ()
+    """Share of the gradient, by absolute value and over that sample, that moved nothing; none without a gradient."""
     graphs: tuple[int, ...] = ()
     """Autograd graphs of earlier steps that are still alive at the end of this one."""
 
@@ -261,6 +278,8 @@ class Parameter(Part):
     head: bool
     adapter: bool = False
     """It belongs to an adapter."""
+    embedding: bool = False
+    """A table from which rows are looked up."""
     trainable: bool
     start: float
     change: float
@@ -275,10 +294,13 @@ class Group(Part):
     """A parameter group of the optimizer at its first step."""
 
     parameters: int
+    names: tuple[str, ...] = ()
+    """Of the parameters, where there are several groups."""
     learning_rate: float
     weight_decay: float | None = None
     betas: tuple[float, ...] = ()
     eps: float | None = None
+    momentum: float | None = None
     variants: tuple[str, ...] = ()
     """Switches for other algorithms that are on, such as `amsgrad`."""
 
@@ -287,6 +309,10 @@ class Optimizer(Part):
     """What the optimizer held at its first step, by identity of the tensors."""
 
     name: str
+    fused: bool | None = None
+    """Whether one kernel does its whole step; none where it cannot be said."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why it is fused, or not."""
     groups: tuple[Group, ...]
     outside: tuple[str, ...] = ()
     """Trainable parameters of the model that it does not hold."""
@@ -309,6 +335,8 @@ class Modes(Part):
     """Modules that had a dropout as loaded, and had none any more when the training began."""
     redrawn: int | None = None
     """The first step, counted from 0, that drew the same random numbers as one before it."""
+    drifted: tuple[str, ...] = ()
+    """Buffers, such as running statistics, that are other at the end of the training than at its start."""
 
 
 class Memory(Part):

@@ -28,7 +28,7 @@ LAYERS = (
     ("store",),
     ("record", "plan"),
     ("experiment", "exploration"),
-    ("schedule", "errors"),
+    ("schedule", "selection", "errors"),
 )
 """Each may import what stands below it. What stands on one line does not know of each other."""
 

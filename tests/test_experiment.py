@@ -96,13 +96,29 @@ def test_the_defaults(folder: Folder) -> None:
     assert said.train.model_dump() == {
         "loop": "custom",
         "steps": 20,
+        "epochs": None,
         "batch_size": 8,
+        "gradient_accumulation": 1,
+        "optimizer": "adamw",
+        "fused": None,
         "learning_rate": 5e-5,
         "weight_decay": 0.01,
+        "decay": "all",
         "betas": (0.9, 0.999),
         "eps": 1e-8,
-        "seed": 42,
+        "momentum": 0.0,
+        "groups": [],
+        "freeze": None,
+        "schedule": "constant",
         "warmup_steps": 0,
+        "warmup_ratio": None,
+        "max_grad_norm": None,
+        "label_smoothing": 0.0,
+        "compute_loss_func": False,
+        "seed": 42,
+        "weights_seed": None,
+        "data_seed": None,
+        "dropout_seed": None,
         "max_length": None,
         "shuffle": True,
         "batching": "in_order",
@@ -279,7 +295,10 @@ def test_mistakes_of_a_base_point_into_the_base(folder: Folder) -> None:
     assert folder.mistakes("extends: base/_base.yaml\n\ntrain: {batch_size: 0}\n") == [
         "a.yaml:3: train.batch_size: found 0, expected a number of at least 1",
         "base/_base.yaml:6: train.steps: found 0, expected a number of at least 1",
-        "base/_base.yaml:7: train.loop: found 'trainr', expected 'custom' or 'trainer'; did you mean 'trainer'?",
+        (
+            "base/_base.yaml:7: train.loop: found 'trainr', expected 'custom', 'trainer' or 'accelerate'; "
+            "did you mean 'trainer'?"
+        ),
     ]
 
 
@@ -325,9 +344,8 @@ ADDED = {
     "unknown key below": (
         "train:\n  batchsize: 3",
         (
-            "6: train.batchsize: found an unknown key, expected one of loop, steps, batch_size, learning_rate, "
-            "weight_decay, betas, eps, seed, warmup_steps, max_length, shuffle, batching, drop_last, padding, "
-            "pad_to_multiple_of; did you mean 'batch_size'?"
+            f"6: train.batchsize: found an unknown key, expected one of {', '.join(experiment.Train.model_fields)}; "
+            "did you mean 'batch_size'?"
         ),
     ),
     "quoted number": ("train: {steps: '20'}", "5: train.steps: found '20', expected a whole number; remove the quotes"),
@@ -352,9 +370,49 @@ ADDED = {
     ),
     "loop": (
         "train: {loop: trainr}",
-        "5: train.loop: found 'trainr', expected 'custom' or 'trainer'; did you mean 'trainer'?",
+        "5: train.loop: found 'trainr', expected 'custom', 'trainer' or 'accelerate'; did you mean 'trainer'?",
     ),
-    "precision": ("precision: fp23", "5: precision: found 'fp23', expected 'fp32' or 'bf16'; did you mean 'fp32'?"),
+    "precision": (
+        "precision: fp23",
+        "5: precision: found 'fp23', expected 'fp32', 'tf32', 'bf16', 'fp16' or 'bf16-pure'; did you mean 'fp32'?",
+    ),
+    "steps and epochs": (
+        "train: {steps: 3, epochs: 1.0}",
+        "5: train.epochs: found epochs beside steps, expected one of the two",
+    ),
+    "warm-up said twice": (
+        "train: {warmup_steps: 3, warmup_ratio: 0.1}",
+        "5: train.warmup_ratio: found warmup_ratio beside warmup_steps, expected one of the two",
+    ),
+    "option of another loop": (
+        "train: {loop: accelerate, compute_loss_func: true}",
+        (
+            "5: train.compute_loss_func: found true with loop accelerate, which cannot honour it, "
+            "expected nothing here, or one of the loops that can: trainer"
+        ),
+    ),
+    "option of another optimizer": (
+        "train: {optimizer: adamw, momentum: 0.9}",
+        (
+            "5: train.momentum: found 0.9 with optimizer adamw, which cannot honour it, "
+            "expected nothing here, or one of the optimizers that can: sgd"
+        ),
+    ),
+    "fused with a scaler": (
+        "train: {fused: true}\nprecision: fp16",
+        (
+            "5: train.fused: found true for fp16, expected false or null: with a loss scaler, "
+            "Accelerate cannot see that a fused step was left out"
+        ),
+    ),
+    "key of a group": (
+        "train:\n  groups:\n    - {parameters: head, weight_decy: 0}",
+        (
+            "7: train.groups[0].weight_decy: found an unknown key, expected one of parameters, learning_rate, "
+            "weight_decay; did you mean 'weight_decay'?"
+        ),
+    ),
+    "nothing frozen": ("train: {freeze: []}", "5: train.freeze: found an empty list, expected at least 1 item"),
     "task": (
         "task: regression",
         f"5: task: found 'regression', expected {', '.join(map(repr, TASKS[:-1]))} or {TASKS[-1]!r}",
@@ -448,7 +506,7 @@ ADDED = {
     ),
     "matrix value": (
         "matrix:\n  precision: [fp32, bf16]\n  train.loop:\n    - custom\n    - trainr",
-        "9: train.loop: found 'trainr', expected 'custom' or 'trainer'; did you mean 'trainer'?",
+        "9: train.loop: found 'trainr', expected 'custom', 'trainer' or 'accelerate'; did you mean 'trainer'?",
     ),
     "matrix include": (
         "matrix: {include: {}}",
@@ -1084,6 +1142,8 @@ def test_the_schema_accepts(validator: jsonschema.Draft7Validator, text: str) ->
 # Between several keys, between several points, or told by the reading of YAML itself.
 BEYOND = {"timed steps", "matrix excluded", "matrix size", "matrix exclude key", "yes", "not a number", "infinite rate"}
 BEYOND |= {"float as number", "tag", "python tag", "merge key", "number as key", "list as key"}
+BEYOND |= {"steps and epochs", "warm-up said twice", "option of another loop", "option of another optimizer"}
+BEYOND |= {"fused with a scaler"}
 BEYOND |= {name for name in ADDED if name.startswith("duplicate") or name.endswith("alias")}
 
 

@@ -223,7 +223,7 @@ REJECTED = (
         "made from other tensors",
     ),
     Judged("optimizer_covers_trainable", "twice", record(optimizer={"twice": ("classifier.bias",)}), "more than once"),
-    Judged("optimizer_covers_trainable", "decay", group(weight_decay=0.0), "weight_decay is 0.0, declared 0.01"),
+    Judged("optimizer_covers_trainable", "decay", group(weight_decay=0.0), "is 0.0, declared 0.01"),
     Judged(
         "optimizer_covers_trainable", "betas", group(betas=(0.9, 0.99)), "betas is [0.9, 0.99], declared [0.9, 0.999]"
     ),

@@ -27,7 +27,7 @@ from harness.training.timing import StepClock
 from harness.training.watch import Watch
 from harness.training.workload import Workload
 
-LOOPS = ("custom", "trainer")
+LOOPS = ("custom", "trainer", "accelerate")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,14 +39,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def both(**said: Any) -> tuple[Record, Record]:
-    """The records of the custom loop and of the Trainer, of what is otherwise the same case."""
+def each(**said: Any) -> tuple[Record, Record, Record]:
+    """The records of the custom loop, the Trainer and Accelerate's loop, of what is otherwise the same case."""
     settings = said.pop("train", {})
-    custom, trainer = (train(case(train={**settings, "loop": loop}, **said)) for loop in LOOPS)
-    return custom, trainer
+    custom, trainer, accelerate = (train(case(train={**settings, "loop": loop}, **said)) for loop in LOOPS)
+    return custom, trainer, accelerate
 
 
-# Both loops
+# All loops
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,15 @@ def both(**said: Any) -> tuple[Record, Record]:
     ],
 )
 def test_loops_are_bitwise_alike(said: dict[str, Any]) -> None:
-    """On a CPU in fp32, with dropout on, both loops see the same batches and have the same loss to the last bit."""
-    custom, trainer = both(train=said)
-    assert custom.checkpoint == trainer.checkpoint
-    for column in ("loss", "learning_rate", "samples", "real_tokens", "padded_tokens", "digest", "examples"):
-        assert getattr(custom.steps, column) == getattr(trainer.steps, column), column
-    assert custom.batches == trainer.batches
-    assert custom.parameters == trainer.parameters
+    """On a CPU in fp32, with dropout on, all loops see the same batches and have the same loss to the last bit."""
+    custom, *others = each(train=said)
     assert len(custom.steps.loss) == said["steps"]
+    for other in others:
+        assert custom.checkpoint == other.checkpoint
+        for column in ("loss", "learning_rate", "samples", "real_tokens", "padded_tokens", "digest", "examples"):
+            assert getattr(custom.steps, column) == getattr(other.steps, column), column
+        assert custom.batches == other.batches
+        assert custom.parameters == other.parameters
 
 
 def test_trainer_loop_is_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +104,9 @@ def counting(called: Counter[str], name: str, function: Callable[..., Any]) -> C
 
 def test_loops_are_bitwise_alike_in_bf16() -> None:
     """Under autocast too, which changes the numbers and leaves the weights in fp32."""
-    custom, trainer = both(precision="bf16", train={"steps": 6, "batch_size": 2})
-    assert custom.steps.loss == trainer.steps.loss
-    assert custom.parameters == trainer.parameters
+    custom, *others = each(precision="bf16", train={"steps": 6, "batch_size": 2})
+    assert [other.steps.loss for other in others] == [custom.steps.loss] * 2
+    assert [other.parameters for other in others] == [custom.parameters] * 2
     full = train(case(train={"steps": 6, "batch_size": 2}))
     assert custom.steps.loss != full.steps.loss
     assert custom.steps.loss == pytest.approx(full.steps.loss, rel=0.02)
@@ -175,9 +176,9 @@ def test_settings_reach_the_optimizer(loop: str, monkeypatch: pytest.MonkeyPatch
     begun: list[Any] = []
     begin = Watch.begin
 
-    def note(self: Watch, optimizer: Any) -> None:
+    def note(self: Watch, optimizer: Any, scaler: Any = None) -> None:
         begun.append(getattr(optimizer, "optimizer", optimizer))
-        begin(self, optimizer)
+        begin(self, optimizer, scaler)
 
     monkeypatch.setattr(Watch, "begin", note)
     said = {"weight_decay": 0.3, "betas": [0.7, 0.8], "eps": 1e-3, "learning_rate": 2e-4}
@@ -360,12 +361,12 @@ def test_steps_and_watching_account_for_the_loop(loop: str, monkeypatch: pytest.
     marks: list[float] = []
     begin, step_done = Watch.begin, Watch.step_done
 
-    def timed_begin(self: Watch, optimizer: Any) -> None:
-        begin(self, optimizer)
+    def timed_begin(self: Watch, optimizer: Any, scaler: Any = None) -> None:
+        begin(self, optimizer, scaler)
         marks.append(perf_counter())
 
-    def timed_step(self: Watch, loss: torch.Tensor) -> None:
-        step_done(self, loss)
+    def timed_step(self: Watch, loss: torch.Tensor, norm: Any = None) -> None:
+        step_done(self, loss, norm)
         marks.append(perf_counter())
 
     monkeypatch.setattr(Watch, "begin", timed_begin)
@@ -526,9 +527,11 @@ def test_nan_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss that is no number stays in its place in the record and in its JSON."""
     whole = train(case(train={"loop": "trainer", "steps": 4}))
     step_done, count = Watch.step_done, iter(range(9))
-    monkeypatch.setattr(
-        Watch, "step_done", lambda self, loss: step_done(self, loss * float("nan") if next(count) == 2 else loss)
-    )
+
+    def nan_once(self: Watch, loss: torch.Tensor, norm: Any = None) -> None:
+        step_done(self, loss * float("nan") if next(count) == 2 else loss, norm)
+
+    monkeypatch.setattr(Watch, "step_done", nan_once)
     record = train(case(train={"loop": "trainer", "steps": 4}))
     assert [loss == loss for loss in record.steps.loss] == [True, True, False, True]
     assert '"NaN"' in record.to_json()
@@ -630,7 +633,7 @@ def test_epoch_order_is_independent_of_the_global_generator(size: int, seed: int
 def test_drawn_notes_batches_in_the_order_they_are_made() -> None:
     """The collator behind it never sees an index, and the features of the data set keep theirs."""
     drawn, seen = Drawn(), []
-    collate = drawn.noting(lambda rows: seen.append(rows))
+    collate = drawn.noting(lambda rows: seen.append(rows) or {})
     features = [{"input_ids": [1], "label": 0, "index": 4}, {"input_ids": [2], "label": 1, "index": 2}]
     collate(features)
     collate(features[1:])

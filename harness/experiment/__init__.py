@@ -19,13 +19,16 @@ from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
 from harness.experiment.peft import ALL_LINEAR, Peft
 from harness.experiment.row import Row, problem_of, required, roles, texts, unlike
-from harness.experiment.settings import FILE_KINDS, SOURCES, Benchmark, Data, Settings, Train
+from harness.experiment.settings import FILE_KINDS, SOURCES, Benchmark, Data, Settings
+from harness.experiment.train import LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
 
 __all__ = [
     "ALL_LINEAR",
     "DEVICE",
     "DEVICE_FORMS",
     "FILE_KINDS",
+    "LOOPS_OF",
+    "OPTIMIZERS_OF",
     "SOURCES",
     "ArchitectureCheckpoint",
     "Benchmark",
@@ -36,6 +39,7 @@ __all__ = [
     "HubCheckpoint",
     "Laws",
     "PackageCheckpoint",
+    "ParameterGroup",
     "Peft",
     "Point",
     "Row",

@@ -7,8 +7,9 @@ from pydantic import BaseModel
 
 from harness.experiment.checkpoint import ArchitectureCheckpoint
 from harness.experiment.peft import Peft
-from harness.experiment.settings import Benchmark, Data, Settings, Train
+from harness.experiment.settings import Benchmark, Data, Settings
 from harness.experiment.source import Location
+from harness.experiment.train import ParameterGroup, Train
 
 Laws: TypeAlias = Mapping[str, type[BaseModel]]
 """The name of each law, and the model of its options."""
@@ -44,6 +45,8 @@ def known_keys(location: Location, laws: Laws) -> list[str]:
             return [*_fields(Settings), *FILE_KEYS]
         case (str(section),) if section in SECTIONS:
             return _fields(SECTIONS[section])
+        case ("train", "groups", int()):
+            return _fields(ParameterGroup)
         case ("invariants" | "expect_broken",):
             return list(laws)
         case ("invariants", str(law)) if law in laws:

@@ -11,7 +11,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -35,6 +34,7 @@ from harness.experiment.model import Declared, problem, problems
 from harness.experiment.peft import Peft
 from harness.experiment.row import Problem, Row, TaskName, classes_in, mistakes, problem_of, roles
 from harness.experiment.source import Location
+from harness.experiment.train import Train
 
 SOURCES = ("sequences", "rows", "files", "dataset")
 """The keys of `data` of which one says where the rows are."""
@@ -47,6 +47,7 @@ FILE_KINDS = {
 }
 """What is read as what, by the ending of a file's name."""
 SPLIT = r"^\w[\w.-]*(\[[\d%:\s-]*\])?(\s*\+\s*\w[\w.-]*(\[[\d%:\s-]*\])?)*$"
+_NOT_SMOOTHED = ("multi_label_classification", "regression")
 _SOURCES_OF: dict[str, tuple[str, ...]] = {
     "labels": ("sequences",),
     "name": ("dataset",),
@@ -59,15 +60,6 @@ _SOURCES_OF: dict[str, tuple[str, ...]] = {
     "shuffle_buffer": ("files", "dataset"),
     "invalid_rows": ("files", "dataset"),
 }
-
-
-def _pair(value: Any) -> Any:
-    """YAML has no tuples: two items become one."""
-    if not isinstance(value, list):
-        return value
-    if len(value) != 2:
-        raise problem(count(len(value), "item"), "2 numbers")
-    return tuple(value)
 
 
 def _switch(value: Any) -> Any:
@@ -89,57 +81,10 @@ def _split(value: Any) -> Any:
     return value
 
 
-_Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
-_Betas: TypeAlias = Annotated[
-    tuple[_Beta, _Beta],
-    BeforeValidator(_pair),
-    # Written out, for editors that do not know the newer `prefixItems`.
-    WithJsonSchema(
-        {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-            "minItems": 2,
-            "maxItems": 2,
-        }
-    ),
-]
 _Sequence: TypeAlias = Annotated[str, Field(pattern=r"\S")]
 _Files: TypeAlias = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
 _Split: TypeAlias = Annotated[str, Field(pattern=SPLIT), BeforeValidator(_split)]
 _Switch: TypeAlias = Annotated[bool | dict[str, Any], BeforeValidator(_switch)]
-
-
-class Train(Declared):
-    """How the checkpoint is trained. What is not said is as `torch.optim.AdamW` has it."""
-
-    loop: Literal["custom", "trainer"] = Field(
-        default="custom", description="The training loop: `custom`, written out, or transformers' `trainer`."
-    )
-    steps: int = Field(default=20, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(default=8, ge=1, description="Sequences in a batch.")
-    learning_rate: float = Field(default=5e-5, gt=0, description="AdamW's learning rate, after the warm-up.")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decoupled weight decay.")
-    betas: _Betas = Field(default=(0.9, 0.999), description="AdamW's decay rates of its two running averages.")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's term that keeps its division from 0.")
-    # numpy, which transformers seeds too, takes 32 bits.
-    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Seeds new weights, dropout and the order of data.")
-    warmup_steps: int = Field(
-        default=0, ge=0, description="Steps in which the learning rate rises linearly from 0; it is constant then."
-    )
-    max_length: int | None = Field(
-        default=None, ge=1, description="Tokens that a sequence is cut to; null: the tokenizer's own limit."
-    )
-    shuffle: bool = Field(default=True, description="Whether each epoch takes the data in another order.")
-    batching: Literal["in_order", "grouped"] = Field(
-        default="in_order", description="`grouped`: batches of sequences of like length, so that less is padded."
-    )
-    drop_last: bool = Field(default=False, description="Whether an epoch leaves out sequences that fill no batch.")
-    padding: Literal["longest", "max_length"] = Field(
-        default="longest", description="Pads a batch to its longest sequence, or every batch to `max_length`."
-    )
-    pad_to_multiple_of: int | None = Field(
-        default=None, ge=1, description="Pads further, to a multiple of this many tokens."
-    )
 
 
 class Data(Declared):
@@ -381,8 +326,10 @@ class Settings(Declared):
     peft: Peft | None = Field(
         default=None, description="Trains low-rank adapters (LoRA) and the new head in the place of all weights."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="The arithmetic of forward passes: `fp32`, or `bf16` under autocast."
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "bf16-pure"] = Field(
+        default="fp32",
+        description="The arithmetic: `fp32`; `tf32` in matrix products; `bf16` or `fp16` under autocast, fp16 with a "
+        "loss scaler; or `bf16-pure`, weights and optimizer in bf16, too.",
     )
     device: Device | None = Field(
         default=None,
@@ -458,13 +405,39 @@ class Settings(Declared):
     @classmethod
     def _fit_steps(cls, benchmark: Benchmark, info: ValidationInfo) -> Benchmark:
         train = info.data.get("train")
-        if train is None or benchmark.timed_steps is None:
+        if train is None or benchmark.timed_steps is None or train.epochs is not None:
             return benchmark
         left = train.steps - benchmark.warmup_steps
         if benchmark.timed_steps > left:
             expected = f"at most {max(left, 0)} (train.steps {train.steps} less warmup_steps {benchmark.warmup_steps})"
             raise problems("Benchmark", [(("timed_steps",), problem(str(benchmark.timed_steps), expected))])
         return benchmark
+
+    @model_validator(mode="after")
+    def _fit_train(self) -> "Settings":
+        """The choices of the training go together with task, data and precision."""
+        wrong = list(_unfit(self))
+        if wrong:
+            raise problems("Settings", wrong)
+        return self
+
+
+def _unfit(settings: Settings) -> Iterator[tuple[Location, PydanticCustomError]]:
+    train, problem_type = settings.train, str(settings.data.problem_type)
+    if settings.data.given and settings.task == "sequence-classification":
+        problem_type = problem_of((row.get("label", 0) for row in settings.data.given[:1]), settings.data.problem_type)
+    if train.label_smoothing and (settings.task == "question-answering" or problem_type in _NOT_SMOOTHED):
+        what = problem_type if problem_type in _NOT_SMOOTHED else settings.task
+        expected = "0: smoothing spreads a label over classes, of which one is right"
+        yield ("train", "label_smoothing"), problem(f"{train.label_smoothing:g} for {what}", expected)
+    if train.compute_loss_func and settings.task == "question-answering":
+        expected = "false: the Trainer hands on no labels but those called labels"
+        yield ("train", "compute_loss_func"), problem("true for question-answering", expected)
+    if train.fused and settings.precision == "fp16":
+        expected = "false or null: with a loss scaler, Accelerate cannot see that a fused step was left out"
+        yield ("train", "fused"), problem("true for fp16", expected)
+    if train.epochs is not None and settings.data.streaming:
+        yield ("train", "epochs"), problem(f"{train.epochs:g} of a stream", "steps: a stream has no known length")
 
 
 def _folder(info: ValidationInfo) -> Path | None:

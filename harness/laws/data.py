@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from harness.errors import count
+from harness.laws.declared import train
 from harness.laws.law import Verdict, broken, held, invalid, law, vacuous
 from harness.record import Example, Record
 
@@ -181,14 +182,28 @@ def _correlation(one: tuple[int, ...], two: tuple[int, ...]) -> float:
 
 
 def _wrong_size(record: Record, size: int) -> str | None:
-    """The first batch that is not of the declared size."""
-    declared = record.settings["train.batch_size"]
+    """The first micro-batch that is not of the declared size, or step that has another number of them."""
+    declared, most = record.settings["train.batch_size"], train(record)["gradient_accumulation"]
     left = size
-    for step, batch in enumerate(record.steps.examples, start=1):
-        expected = min(declared, left)
-        if len(batch) != expected:
-            return (
-                f"step {step}: {count(len(batch), 'example')} in the batch, expected {expected} (batch_size {declared})"
-            )
-        left = left - expected or size
+    for step, found in enumerate(_micro_batches(record), start=1):
+        expected = []
+        for _ in range(most):
+            expected.append(min(declared, left))
+            left -= expected[-1]
+            if not left:
+                break
+        left = left or size
+        if list(found) != expected:
+            sizes, wanted = (" + ".join(map(str, each)) for each in (found, expected))
+            return f"step {step}: {_examples(sizes)} in the batch, expected {wanted} (batch_size {declared})"
     return None
+
+
+def _micro_batches(record: Record) -> list[tuple[int, ...]]:
+    """How many examples each micro-batch of each step had."""
+    steps = record.steps
+    return list(steps.micro_batches) or [(len(examples),) for examples in steps.examples]
+
+
+def _examples(sizes: str) -> str:
+    return count(int(sizes), "example") if sizes.isdigit() else f"{sizes} examples"

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
+from harness.laws.declared import highest_share, is_frozen, settings_of, train
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Parameter, Record
 
@@ -106,9 +107,10 @@ def head_changes(record: Record) -> Verdict:
     AdamW's first update moves every element that has a gradient by the learning rate (both moments are bias
     corrected, so their ratio is +-1: Kingma and Ba 2015, algorithm 1), whatever the gradient's size; weight decay
     alone moves one by learning rate x decay x value, a thousand times less. So the root mean square distance from
-    the start, at its largest, is compared with 0.1 x the learning rate. The largest, because a small bias may pass
-    its start again later. New parameters of the backbone whose gradient is zero by construction are left out, as by
-    backbone_changes.
+    the start, at its largest, is compared with 0.1 x the highest rate that is declared for the parameter; for SGD,
+    whose update is as large as the gradient, with 0.01 x that rate x the first gradient. The largest, because a small
+    bias may pass its start again later. New parameters of the backbone whose gradient is zero by construction are left
+    out, as by backbone_changes, and those that are declared frozen.
     """
     new = [
         parameter
@@ -117,16 +119,19 @@ def head_changes(record: Record) -> Verdict:
         and not parameter.adapter
         and (parameter.head or _has_gradient(parameter, record.parameters))
     ]
+    if new and all(is_frozen(record, parameter) for parameter in new):
+        return not_applicable("all that is newly initialised is frozen, as declared: see frozen_stay")
+    new = [parameter for parameter in new if not is_frozen(record, parameter)]
     if not new:
         return not_applicable("nothing is newly initialised")
     if (verdict := _cannot_move(record)) is not None:
         return verdict
-    expected = HEAD_REACH * _reach(record)
     for parameter in new:
         assert parameter.furthest is not None
+        expected = _expected_reach(record, parameter)
         if not math.isfinite(parameter.furthest):
             return broken(f"{parameter.name} is {parameter.furthest} away from its start")
-        if parameter.furthest < expected:
+        if parameter.furthest < expected or parameter.furthest == 0:
             return broken(
                 f"{parameter.name} moved by {parameter.furthest:.3g} (its own scale: {parameter.start:.3g}), "
                 f"expected at least {expected:.3g}",
@@ -141,14 +146,18 @@ def head_changes(record: Record) -> Verdict:
 def backbone_changes(record: Record) -> Verdict:
     """Every trainable backbone parameter that gets a gradient moves.
 
-    Parameters whose gradient is zero by construction (the key biases of attention cancel in the softmax, unused
-    position rows) are left out: those below 1e-6 of the largest gradient of the first step.
+    Parameters that are declared frozen are left out, and those whose gradient is zero by construction (the key biases
+    of attention cancel in the softmax, unused position rows): those below 1e-6 of the largest gradient of the first
+    step.
     """
     if record.adapters is not None:
         return not_applicable("adapters are trained in its place: see adapters_change")
     backbone = [parameter for parameter in record.parameters if not parameter.head]
     if not backbone:
         return not_applicable("the model has no backbone apart from its head")
+    backbone = [parameter for parameter in backbone if not is_frozen(record, parameter)]
+    if not backbone:
+        return not_applicable("the backbone is frozen, as declared: see frozen_stay")
     if (verdict := _cannot_move(record)) is not None:
         return verdict
     trainable = [parameter for parameter in backbone if parameter.trainable]
@@ -177,15 +186,21 @@ def _cannot_move(record: Record) -> Verdict | None:
     if step is not None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
     if _reach(record) == 0:
-        return not_applicable("the warm-up starts at a learning rate of 0 and there is only one step")
+        return not_applicable("the learning rate is 0 in every step, as where a warm-up has only one")
     return None
 
 
 def _reach(record: Record) -> float:
-    """The largest learning rate that the experiment declares for any step."""
-    steps, warmup = record.settings["train.steps"], record.settings["train.warmup_steps"]
-    share = min(1.0, (steps - 1) / warmup) if warmup else 1.0
-    return float(record.settings["train.learning_rate"]) * share
+    """The largest share of its rate that the experiment declares for any step."""
+    return highest_share(record)
+
+
+def _expected_reach(record: Record, parameter: Parameter) -> float:
+    """How far a new parameter must get from its start."""
+    rate = settings_of(record, parameter)[0] * _reach(record)
+    if train(record)["optimizer"] == "sgd":
+        return 0.1 * HEAD_REACH * rate * (parameter.gradient or 0.0)
+    return HEAD_REACH * rate
 
 
 def _has_gradient(parameter: Parameter, among: Iterable[Parameter]) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.law import Verdict, broken, held, invalid, law, probed
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
 from harness.record import Record
 
 Step = Mapping[str, Any]
@@ -83,8 +83,11 @@ def gradient_is_the_declared_one(
 
     The case's own loop trains the twin; at the same weights, on the same batch, the gradient is computed once more.
     Relative distance over all parameters at most 1e-3 (measured on right trainings: below 1e-6). It sees gradients
-    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides. In the
-    last step all gradients are made 4096 times larger, so that a limit on their norm shows where they are small.
+    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides. Where
+    micro-batches accumulate, the loss is a mean over all terms of the step, and they are made unequal where possible.
+    In the last step all gradients are made 4096 times larger, so that a limit on their norm shows where they are small;
+    where a limit is declared, they are made as much smaller in the second, where it must do nothing, and the norm that
+    was clipped is compared, too.
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
@@ -98,9 +101,13 @@ def gradient_is_the_declared_one(
             )
         distance = _number(step["gradient"])
         if distance <= tolerance and not step["gradient_missing"]:
+            if (wrong := _clipped_another(step, tolerance)) is not None:
+                return broken(f"step {number} on the twin: {wrong}", cause="gradients are clipped too early or scaled")
             continue
         missing = f"; none at all: {', '.join(step['gradient_missing'][:3])}" if step["gradient_missing"] else ""
-        larger = f" (all made {factor:g} times larger)" if (factor := step.get("amplified", 1.0)) > 1 else ""
+        factor = step.get("amplified", 1.0)
+        larger = f" (all made {factor:g} times larger)" if factor > 1 else ""
+        larger = f" (all made {1 / factor:g} times smaller)" if factor < 1 else larger
         return broken(
             f"step {number} on the twin{larger}: gradients differ by {distance:.3g} of their norm, "
             f"allowed {tolerance:g}, most in {step['gradient_worst']}; norm {step['gradient_norm']:.4g}, expected "
@@ -110,11 +117,24 @@ def gradient_is_the_declared_one(
     return held(f"{len(steps)} steps; they differ by at most {max(step['gradient'] for step in steps):.1g}")
 
 
+def _clipped_another(step: Step, tolerance: float) -> str | None:
+    """Gradients of another norm were clipped, although what came out is right."""
+    found, expected = step.get("norm_before"), step.get("reference_norm_before")
+    if found is None or expected is None or step.get("limit") is None:
+        return None
+    if abs(_number(found) - expected) <= tolerance * max(expected, _number(step["limit"]) * 1e-3):
+        return None
+    return f"gradients of a norm of {_number(found):.4g} were clipped, expected {expected:.4g}"
+
+
 def _gradient_cause(number: int, step: Step) -> str:
+    limit = step.get("limit")
     ratio = step["gradient_norm"] / step["reference_norm"] if step["reference_norm"] else math.nan
     if step["gradient_missing"]:
         return "those parameters are frozen, or detached from the loss"
-    if step.get("amplified", 1.0) > 1 and ratio < 1:
+    if limit is not None and ratio > 1.01 and step["gradient_norm"] > 1.01 * limit:
+        return f"the declared limit of {limit:g} does not bite: gradients are not clipped, or before they are complete"
+    if step.get("amplified", 1.0) > 1 and ratio < 1 and limit is None:
         return f"gradients are clipped to a norm of {step['gradient_norm']:.3g}, which is not declared"
     if math.isfinite(ratio) and abs(_number(step["gradient"]) - abs(ratio - 1)) < 1e-3:
         return f"every gradient is scaled by {ratio:.3g}: loss normalisation, or clipping that is not declared"
@@ -131,14 +151,17 @@ def update_is_the_declared_one(
 ) -> Verdict:
     """One optimizer step from the same state moves the weights as declared.
 
-    AdamW by its published algorithm, in fp64, from the optimizer's own state before the step, with the declared
-    learning rate, betas, eps and weight decay; compared over elements whose gradient is not rounding noise (of large
-    tensors over 16,384 of them, evenly spaced). Within 1e-4 of the displacement, or of what fp32 can represent
-    (measured on right trainings: 1e-6 to 5e-5). Starting afresh from the state at each step, errors do not add up.
+    AdamW, Adam, SGD or Adafactor by its published algorithm, in fp64, from the optimizer's own state before the step,
+    with the learning rate and weight decay that are declared for each parameter; compared over elements whose gradient
+    is not rounding noise (of large tensors over 16,384 of them, evenly spaced). Within 1e-4 of the displacement, or of
+    what fp32 can represent (measured on right trainings: 1e-6 to 5e-5). Starting afresh from the state at each step,
+    errors do not add up.
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
         return steps
+    if not record.probes["steps"].get("optimizer", True):
+        return not_applicable("the optimizer keeps its state in 8 bits: no formula gives its steps to 1e-4")
     for number, step in enumerate(steps, start=1):
         if step.get("state_of_step", number - 1) != number - 1:
             return broken(

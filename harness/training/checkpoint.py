@@ -92,7 +92,8 @@ class Shelf:
             self.clear()
             self._file = file
         data = hashlib.sha256(settings.data.model_dump_json().encode()).hexdigest()
-        key = repr((settings.task, settings.checkpoint, settings.tokenizer, data, settings.train.seed, settings.peft))
+        seed = settings.train.seed_of_weights
+        key = repr((settings.task, settings.checkpoint, settings.tokenizer, data, seed, settings.peft))
         if key not in self._loaded:
             self._loaded[key] = load(settings)
         return self._loaded[key]
@@ -129,7 +130,7 @@ def _load(settings: experiment.Settings) -> Loaded:
         raise CheckpointError(f"{source}: no weights as safetensors: other formats can run code and are not loaded")
     words = _words(source, folder) if settings.tokenizer is None else _named_words(settings.tokenizer)
     task = task_of(settings)
-    set_seed(settings.train.seed)
+    set_seed(settings.train.seed_of_weights)
     try:
         model, report = task.auto.from_pretrained(
             folder,
@@ -187,7 +188,7 @@ def _random(source: experiment.ArchitectureCheckpoint, settings: experiment.Sett
     tokenizer.adopt(config, words)
     for name, value in _configuration(task, rows).items():
         setattr(config, name, value)
-    set_seed(settings.train.seed)
+    set_seed(settings.train.seed_of_weights)
     model = task.auto.from_config(config)
     if settings.tokenizer is None:
         words.model_input_names = list(tokenizer.input_names(type(model), config))

@@ -212,7 +212,7 @@ class Ahead(IterableDataset[Features]):
         """Encoded examples in the order of the epoch, a lot at a time."""
         grouped = self.train.batching == "grouped"
         size = GROUP * self.train.batch_size if grouped else AHEAD
-        generator = torch.Generator().manual_seed(self.train.seed + epoch)
+        generator = torch.Generator().manual_seed(self.train.seed_of_data + epoch)
         rows, made = self._drawn(epoch), 0
         while lot := list(islice(rows, size)):
             found = self._encoded(lot)
@@ -230,11 +230,11 @@ class Ahead(IterableDataset[Features]):
     def _drawn(self, epoch: int) -> Iterator[tuple[int, int, Row]]:
         """Index, place and row of each example, in the order of the epoch."""
         if isinstance(self.rows, Table):
-            order = EpochOrder(len(self.rows), self.train.seed, self.train.shuffle)
+            order = EpochOrder(len(self.rows), self.train.seed_of_data, self.train.shuffle)
             order.set_epoch(epoch)
             return self._from_table(self.rows, iter(order))
         rows = self._in_order()
-        return shuffled(rows, self.shuffle_buffer, self.train.seed + epoch) if self.train.shuffle else rows
+        return shuffled(rows, self.shuffle_buffer, self.train.seed_of_data + epoch) if self.train.shuffle else rows
 
     def _in_order(self) -> Iterator[tuple[int, int, Row]]:
         if isinstance(self.rows, Table):
@@ -416,6 +416,8 @@ class Drawing:
     """Real tokens of each."""
     features: tuple[Features, ...]
     """As the loader had them."""
+    labels: torch.Tensor | None = None
+    """The batch's labels as they were collated, for loops that keep them from the model."""
 
 
 class Drawn:
@@ -434,14 +436,16 @@ class Drawn:
         """The same collator, for features that carry an index."""
 
         def collate(features: list[Features]) -> Any:
+            batch = collator([bare(row) for row in features])
             self.queue.append(
                 Drawing(
                     tuple(row["index"] for row in features),
                     tuple(map(tokens_in, features)),
                     tuple(features),
+                    batch.get("labels"),
                 )
             )
-            return collator([bare(row) for row in features])
+            return batch
 
         return collate
 

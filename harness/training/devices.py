@@ -66,6 +66,21 @@ def _need_cuda(index: int) -> None:
         raise Unavailable(f"no CUDA device {index}: this machine has {torch.cuda.device_count()}")
 
 
+def require(device: Device, precision: str, loop: str) -> None:
+    """The device has the precision, and the loop can use it there.
+
+    Raises:
+        Unavailable: it has not, or cannot; says which.
+    """
+    kind = device.torch.type
+    if precision == "tf32" and (kind != "cuda" or torch.cuda.get_device_capability(device.torch)[0] < 8):
+        raise Unavailable(f"no tf32 on {device.name}: NVIDIA's GPUs have it from Ampere on")
+    if precision == "fp16" and kind == "cpu" and loop != "custom":
+        raise Unavailable(f"no fp16 on {device.name} in the loop {loop}: Accelerate's autocast leaves it in fp32 there")
+    if precision.startswith("bf16") and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise Unavailable(f"no {precision} on {device.name}: {device.title} has no such arithmetic")
+
+
 def here() -> tuple[tuple[str, str], ...]:
     """Name and title of every device of this machine."""
     found = [("cpu", "")]

@@ -38,6 +38,18 @@ TOKENS = 1024
 
 Judge = Callable[[Any], Mapping[str, str]]
 
+_PLAIN: dict[str, Any] = {
+    "epochs": None,
+    "gradient_accumulation": 1,
+    "optimizer": "adamw",
+    "groups": [],
+    "freeze": None,
+    "max_grad_norm": None,
+    "label_smoothing": 0.0,
+    "compute_loss_func": False,
+}
+"""How the choices of the training stand while its batches are looked at: nothing is trained then."""
+
 
 def explorable(settings: experiment.Settings) -> bool:
     """Whether texts can be made up for a case: a text of its own and a class make an example."""
@@ -158,7 +170,7 @@ class Bench:
     def _small(self, data: Table, batch_size: int) -> Workload:
         """The workload, for one epoch of other texts."""
         steps = -(-len(data) // batch_size)
-        train = self.work.train.model_copy(update={"steps": steps, "batch_size": batch_size})
+        train = self.work.train.model_copy(update={**_PLAIN, "steps": steps, "batch_size": batch_size})
         settings = self.work.settings.model_copy(update={"train": train})
         examples = self.work.examples.like(data)
         return replace(self.work, examples=examples, settings=settings, train=train, drawn=Drawn())
@@ -236,10 +248,10 @@ class Listener(torch.nn.Module):
         self.batches.append(Batch(step=len(self.batches), examples=examples, tensors=kept))
         return SequenceClassifierOutput(loss=self._weight * 1.0)
 
-    def begin(self, optimizer: Any) -> None:
+    def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """Nothing."""
 
-    def step_done(self, loss: torch.Tensor) -> None:
+    def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Nothing."""
 
 

@@ -21,29 +21,42 @@ Loop = Callable[[Workload, Watching], None]
 
 def custom(work: Workload, watch: Watching) -> None:
     """The loop of the textbook, in plain PyTorch."""
-    model = work.model
+    model, train = work.model, work.train
     optimizer = work.optimizer()
     schedule = work.schedule(optimizer)
-    set_seed(work.train.seed)  # dropout draws from here on
+    scaler = work.scaler()
+    set_seed(train.seed_of_dropout)  # dropout draws from here on
     model.train()  # from_pretrained returns a model in eval mode, with dropout off
 
-    watch.begin(optimizer)
-    for batch in work.batches():
-        batch = batch.to(work.device.torch)
-        with work.autocast():  # the backward pass runs outside: it uses the dtypes of the forward
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        schedule.step()  # after the optimizer: the first update uses the first rate
+    watch.begin(optimizer, scaler)
+    for window in work.windows():  # the micro-batches of one step
+        step_loss, norm = torch.zeros((), device=work.device.torch), None
+        for batch, share in zip(window, work.shares(window), strict=True):
+            batch = batch.to(work.device.torch)
+            with work.autocast():  # the backward pass runs outside: it uses the dtypes of the forward
+                loss = work.loss(model(**batch), batch)
+            if share == 0:
+                continue  # nothing to learn from: a mean over nothing is no number
+            loss = loss * share  # a mean over the whole step; a mean of means would weigh short micro-batches more
+            scaler.scale(loss).backward()
+            step_loss += loss.detach()
+        if train.max_grad_norm is not None:
+            scaler.unscale_(optimizer)  # else the limit would be on the scaled gradients
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)  # left out where a gradient has overflowed
+        scaler.update()
+        if scaler.get_scale() >= scale:
+            schedule.step()  # after the optimizer: the first update uses the first rate
         optimizer.zero_grad()
-        watch.step_done(loss)
+        watch.step_done(step_loss, norm)
 
 
 def trainer(work: Workload, watch: Watching) -> None:
-    """`transformers.Trainer`, with its own data loader, autocast and stepping.
+    """`transformers.Trainer`, with its own data loader, autocast, accumulation, clipping and stepping.
 
     What differs from its defaults is what the experiment declares: the optimizer and schedule go in through
-    ``optimizers``, the order of examples through the sampler, the task's collator; gradients are not clipped.
+    ``optimizers``, the order of examples through the sampler, the task's collator.
     """
     from harness.training.trainer import WatchedTrainer, arguments  # a second of imports: only who uses it waits
 
@@ -59,16 +72,54 @@ def trainer(work: Workload, watch: Watching) -> None:
             processing_class=work.tokenizer,
             optimizers=(optimizer, work.schedule(optimizer)),
         )
-        set_seed(work.train.seed)
+        set_seed(work.train.seed_of_dropout)
         run.train()
+        run.accelerator.unwrap_model(work.model, keep_fp32_wrapper=False)  # else its forward stays under autocast
 
 
-LOOPS: dict[str, Loop] = {"custom": custom, "trainer": trainer}
+def accelerate(work: Workload, watch: Watching) -> None:
+    """The loop of Accelerate's guides, with the loss divided by all that a step is to learn.
+
+    Not with its ``accumulate``, which would count micro-batches, and take a mean of means: see "Gradient accumulation
+    on training samples of variable size" at https://huggingface.co/docs/accelerate/usage_guides/gradient_accumulation.
+    """
+    from harness.training.accelerator import accelerator_for
+
+    train = work.train
+    with _accelerate_on(work.device.torch):
+        accelerator = accelerator_for(work)
+        optimizer = work.optimizer()
+        model, optimizer, loader, schedule = accelerator.prepare(
+            work.model, optimizer, work.loader(), work.schedule(optimizer)
+        )
+        set_seed(train.seed_of_dropout)
+        model.train()
+
+        watch.begin(optimizer, accelerator.scaler)
+        for window in work.windows(loader):
+            step_loss, norm = torch.zeros((), device=accelerator.device), None
+            for batch, share in zip(window, work.shares(window), strict=True):
+                loss = work.loss(model(**batch), batch)
+                if share == 0:
+                    continue
+                loss = loss * share
+                accelerator.backward(loss * accelerator.gradient_accumulation_steps)  # which divides by them
+                step_loss += loss.detach()
+            if train.max_grad_norm is not None:
+                norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            watch.step_done(step_loss, norm)
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
+
+
+LOOPS: dict[str, Loop] = {"custom": custom, "trainer": trainer, "accelerate": accelerate}
 
 
 @contextmanager
 def _accelerate_on(device: torch.device) -> Iterator[None]:
-    """Accelerate, below the Trainer, takes the first GPU unless this variable names another."""
+    """Accelerate, in its own loop and below the Trainer, takes the first GPU unless this variable names another."""
     name = "ACCELERATE_TORCH_DEVICE"
     before = os.environ.get(name)
     if device.type == "cuda" and device.index:

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from harness import record
 from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
-from harness.training import adapters, checkpoint, devices, environment, fresh, reference, workload
+from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, workload
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
@@ -53,13 +54,12 @@ def run(
     evidence: dict[str, Any] = {"environment": environment.describe(root, None)}
     outcome, reason, trace = _attempt(case, shelf, root, progress, fault or HEALTHY, evidence)
     return Record(
-        **case.declared(),
         outcome=outcome,
         reason=reason,
         traceback=trace,
         started=started,
         seconds=perf_counter() - clock,
-        **evidence,
+        **{**case.declared(), **evidence},
     )
 
 
@@ -77,10 +77,12 @@ def _stages(
     if case.probes & fresh.USERS:
         fresh.warm_up()
     device = devices.find(settings.device or "cpu")
+    devices.require(device, settings.precision, settings.train.loop)
     evidence["environment"] = environment.describe(root, device)
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     work = replace(work, fault=None if fault is HEALTHY else fault)
+    evidence["settings"] = case.declared()["settings"] | {"train.steps": work.train.steps}
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
@@ -91,7 +93,8 @@ def _stages(
     memory = devices.PeakMemory(device)
     memory.watch()
     try:
-        LOOPS[settings.train.loop](work, watch)
+        with work.products():
+            LOOPS[settings.train.loop](work, watch)
     finally:
         watch.close()
         evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
@@ -100,7 +103,7 @@ def _stages(
         evidence["data"] = survey.found()
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read()
-    evidence["optimizer"], evidence["modes"] = watch.optimizer(), watch.modes()
+    evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
     evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}
     for name, probe in _probes(case):
@@ -173,14 +176,22 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: 
     followed |= {name for name in names if adapters.is_adapter(name)}
     return Watch(
         model=work.model,
-        start=loaded.model,
+        start=loaded.model if work.precision != "bf16-pure" else workload.start(loaded.model, work.precision),
         head=followed,
         drawn=work.drawn,
+        labels_kept=work.train.label_smoothing > 0 or work.train.compute_loss_func,
         survey=None if survey.whole else survey,
         steps=work.train.steps,
         clock=StepClock(work.device.wait),
         progress=progress,
     )
+
+
+def _optimizer(work: Workload, watch: Watch) -> record.Optimizer | None:
+    """What stepped, and why it is fused, or not."""
+    seen = watch.optimizer()
+    _, reason = optimizer.fuses(work.train, work.precision, optimizer.groups(work.model, work.train))
+    return None if seen is None else seen.model_copy(update={"reasons": {"fused": reason}})
 
 
 def _masking(loaded: checkpoint.Loaded, work: Workload) -> Masking | None:

@@ -21,6 +21,7 @@ from harness.record import Batch, Group, Modes, Optimizer, Parameter, Steps
 from harness.training.adapters import is_adapter
 from harness.training.checkpoint import digest
 from harness.training.data import Drawing, Drawn
+from harness.training.optimizer import kinds
 from harness.training.rows import Row
 from harness.training.survey import Survey
 from harness.training.timing import StepClock
@@ -28,6 +29,9 @@ from harness.training.twin import is_dropout
 
 BATCH_TOKENS = 16_384
 """Distinct batches are kept in a record until they hold this many tokens; digests are kept of all."""
+
+SAMPLE = 65_536
+"""Weights, spread evenly over all trainable ones, whose way is followed from step to step."""
 
 VARIANTS = ("amsgrad", "maximize", "nesterov")
 """Switches of torch's optimizers that make another algorithm of them."""
@@ -44,6 +48,7 @@ class Watch:
         start: the same weights on the CPU, which nobody changes.
         head: names of the parameters whose way is followed step by step: new ones, and adapters.
         drawn: the examples of each batch, in the order the loader made them.
+        labels_kept: the loop keeps labels from the model, and takes its loss from the logits.
         survey: told of the examples of each step, where they were not looked at before.
         steps: how many steps are declared.
         clock: of the device.
@@ -57,6 +62,7 @@ class Watch:
         start: Any,
         head: Iterable[str],
         drawn: Drawn,
+        labels_kept: bool = False,
         survey: Survey | None = None,
         steps: int,
         clock: StepClock,
@@ -67,6 +73,7 @@ class Watch:
         self._loaded = start
         self._device_start = {name: self._start[name].to(model.device, copy=True) for name in head}
         self._drawn = drawn
+        self._labels_kept = labels_kept
         self._survey = survey
         self.rows: dict[int, Row] = {}
         """The rows of the kept batches, by index."""
@@ -78,8 +85,14 @@ class Watch:
         self.altered: tuple[str, ...] = ()
         """Parameters and buffers that are other than loaded when the loop begins."""
         self._hooks = ExitStack()
-        self._arguments: dict[str, Any] = {}
-        self._rate = math.nan
+        self._arguments: list[dict[str, Any]] = []
+        self._weights: list[torch.Tensor] = []
+        self._rates: tuple[float, ...] = ()
+        self._stepped_with: dict[str, torch.Tensor] | None = None
+        self._scaler: Any = None
+        self._scale: float | None = None
+        self._trainable: list[tuple[str, torch.Tensor]] = []
+        self._sample = torch.zeros(0)
         self._gradients: dict[str, float] = {}
         self._furthest = dict.fromkeys(self._device_start, 0.0)
         self._optimizer: Optimizer | None = None
@@ -95,25 +108,35 @@ class Watch:
 
     # What a loop calls
 
-    def begin(self, optimizer: Any) -> None:
-        """The loop is about to fetch its first batch: whatever it does to the weights before counts as their start."""
+    def begin(self, optimizer: Any, scaler: Any = None) -> None:
+        """The loop is about to fetch its first batch: whatever it does to the weights before counts as their start.
+
+        Args:
+            optimizer: perhaps as Accelerate wraps it.
+            scaler: of the loss, if there is one.
+        """
         self.digest = digest(self._model.state_dict().items())
         self.altered = altered(self._loaded, self._model)
+        self._trainable = [(name, one) for name, one in self._model.named_parameters() if one.requires_grad]
+        self._sample = self._sampled(one for _, one in self._trainable)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scale = self._scaler.get_scale() if self._scaler is not None else None
         actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         self._hook(self._model.register_forward_pre_hook(self._on_forward, with_kwargs=True))
         self._hook(self._model.register_forward_hook(self._after_forward))
         self._hook(actual.register_step_pre_hook(self._on_optimizer_step))
         self._clock.start()
 
-    def step_done(self, loss: torch.Tensor) -> None:
-        """A step is over: forward, backward, optimizer, schedule, gradients cleared.
+    def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
+        """A step is over: forward and backward passes, optimizer, schedule, gradients cleared.
 
         Args:
             loss: what was back-propagated, a scalar on any device.
+            norm: of the gradients before they were clipped, if they were.
         """
         seconds = self._clock.stop()
         watching = perf_counter()
-        self._note(seconds, loss.detach().float().item())
+        self._note(seconds, loss.detach().float().item(), None if norm is None else float(norm))
         self._columns["watching_seconds"].append(perf_counter() - watching)
         self._clock.start()
 
@@ -145,12 +168,21 @@ class Watch:
             off=off,
             lost=tuple(name for name in lost if name not in self._stochastic),
             redrawn=self._redrawn,
+            drifted=self._drifted(),
         )
+
+    def _drifted(self) -> tuple[str, ...]:
+        now = dict(self._model.named_buffers())
+        return tuple(name for name, start in self._loaded.named_buffers() if not _same(start, now.get(name)))
 
     def parameters(self, head: Iterable[str]) -> tuple[Parameter, ...]:
         """How far each parameter is from its start now."""
+        known = kinds(self._model)
         head = set(head)
-        return tuple(self._parameter(name, parameter, head) for name, parameter in self._model.named_parameters())
+        return tuple(
+            self._parameter(name, parameter, head).model_copy(update={"embedding": known[name].embedding})
+            for name, parameter in self._model.named_parameters()
+        )
 
     # Hooks
 
@@ -160,7 +192,7 @@ class Watch:
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return  # an evaluation
-        self._arguments = kwargs
+        self._arguments.append(kwargs)
         self._random = self._random_state()
         off = tuple(name for name, module in self._stochastic.items() if not module.training)
         if off and self._off is None:
@@ -178,59 +210,107 @@ class Watch:
             if self._random in self._drawn_from and self._redrawn is None:
                 self._redrawn = len(self._columns["loss"])
             self._drawn_from.add(self._random)
-        node = getattr(getattr(output, "loss", None), "grad_fn", None)
+        loss = getattr(output, "loss", None)
+        result = loss if loss is not None else getattr(output, "logits", None)
+        node = getattr(result, "grad_fn", None)
         if node is not None:
             token = _Token()
             node.metadata["harness"] = token
             self._graphs.append(weakref.ref(token))
+        if loss is not None and loss.requires_grad and not self._labels_kept:
+            loss.register_hook(self._weights.append)  # the gradient at the loss: what the loop multiplied it with
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._rate = float(optimizer.param_groups[0]["lr"])
+        """Keep references; gradients that the loop clears next live on until they have been looked at."""
+        self._rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
+        self._stepped_with = {name: one.grad for name, one in self._trainable if one.grad is not None}
         if self._optimizer is None:
             self._optimizer = describe(optimizer, self._model)
-            self._gradients = {
-                name: _rms(parameter.grad)
-                for name, parameter in self._model.named_parameters()
-                if parameter.grad is not None
-            }
 
     # Between steps
 
-    def _note(self, seconds: float, loss: float) -> None:
+    def _note(self, seconds: float, loss: float, norm: float | None) -> None:
         step = len(self._columns["loss"])
-        # The Trainer also hands over scalars, which belong to the loss and not to the batch.
-        tensors = {
-            name: value.cpu()
-            for name, value in self._arguments.items()
-            if isinstance(value, torch.Tensor) and value.dim() > 0
-        }
-        drawing = self._drawn.queue.popleft() if self._drawn.queue else Drawing((), (), ())
-        examples, lengths = drawing.indices, drawing.lengths
+        drawings = [self._next_drawing() for _ in self._arguments] or [self._next_drawing()]
+        tensors = [
+            self._tensors(arguments, drawing) for arguments, drawing in zip(self._arguments, drawings, strict=False)
+        ]
         waited, self._drawn.waited = self._drawn.waited, 0.0
-        digests = {name: _digest(tensor) for name, tensor in sorted(tensors.items())}
-        ids = tensors.get("input_ids")
+        digests = [{name: _digest(tensor) for name, tensor in sorted(each.items())} for each in tensors]
+        examples = tuple(index for drawing in drawings for index in drawing.indices)
         row = {
             "loss": loss,
-            "learning_rate": self._rate,
+            "learning_rate": self._rates[0] if self._rates else math.nan,
+            "group_rates": self._rates,
             "seconds": seconds,
             "processor_seconds": self._clock.processor_seconds,
             "data_seconds": waited,
             "samples": len(examples),
-            "real_tokens": sum(lengths),
-            "padded_tokens": ids.numel() if ids is not None else len(lengths) * max(lengths, default=0),
-            "digest": digests,
+            "real_tokens": sum(sum(drawing.lengths) for drawing in drawings),
+            "padded_tokens": sum(map(_padded, tensors, drawings)),
+            "digest": _joined(digests),
             "examples": examples,
+            "micro_batches": tuple(len(drawing.indices) for drawing in drawings),
             "graphs": sum(token() is not None for token in self._graphs[:-1]),  # the loop still holds the last
+            "loss_weights": tuple(float(weight) for weight in self._weights),
+            "loss_scale": self._scale,
+            "gradient_norm_before": norm,
+            **self._movement(),
         }
         for name, value in row.items():
             self._columns[name].append(value)
-        self._keep(step, drawing, tensors, digests)
-        if self._survey is not None:
-            self._survey.look(drawing.features)
+        for drawing, each, their_digests in zip(drawings, tensors, digests, strict=False):
+            self._keep(step, drawing, each, their_digests)
+            if self._survey is not None:
+                self._survey.look(drawing.features)
         self._follow_head()
-        self._arguments, self._rate = {}, math.nan
+        self._arguments, self._rates, self._stepped_with = [], (), None
+        self._weights.clear()
+        self._scale = self._scaler.get_scale() if self._scaler is not None else None
         if self._progress is not None:
             self._progress(step + 1, self._declared, loss, len(examples) / seconds if seconds else math.nan)
+
+    def _next_drawing(self) -> Drawing:
+        return self._drawn.queue.popleft() if self._drawn.queue else Drawing((), (), ())
+
+    def _tensors(self, arguments: dict[str, Any], drawing: Drawing) -> dict[str, torch.Tensor]:
+        """What the model got; the Trainer also hands over scalars, which belong to the loss and not to the batch."""
+        found = {
+            name: value.cpu()
+            for name, value in arguments.items()
+            if isinstance(value, torch.Tensor) and value.dim() > 0
+        }
+        if self._labels_kept and drawing.labels is not None:
+            found.setdefault("labels", drawing.labels)
+        return found
+
+    def _sampled(self, tensors: Iterable[torch.Tensor | None]) -> torch.Tensor:
+        """The same places of each trainable parameter, one after the other; 0 where there is nothing."""
+        stride = max(1, sum(one.numel() for _, one in self._trainable) // SAMPLE)
+        pairs = zip(tensors, self._trainable, strict=True)
+        return torch.cat(
+            [
+                (torch.zeros_like(one) if each is None else each).detach().reshape(-1)[::stride].float()
+                for each, (_, one) in pairs
+            ]
+        )
+
+    def _movement(self) -> dict[str, Any]:
+        """How large the gradients were, how far the step moved the weights, and how much of it moved nothing."""
+        before, self._sample = self._sample, self._sampled(one for _, one in self._trainable)
+        found: dict[str, Any] = {"update": _rms(self._sample - before), "gradient_norm": None, "unmoved": None}
+        gradients, self._stepped_with = self._stepped_with, None
+        if gradients is None:
+            return found
+        if not self._gradients:
+            self._gradients = {name: _rms(gradient) for name, gradient in gradients.items()}
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients.values()]
+        found["gradient_norm"] = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        sizes = self._sampled(gradients.get(name) for name, _ in self._trainable).abs()
+        whole = float(sizes.sum())
+        if whole > 0:
+            found["unmoved"] = float(sizes[self._sample == before].sum()) / whole
+        return found
 
     def _keep(self, step: int, drawing: Drawing, tensors: dict[str, torch.Tensor], digests: dict[str, str]) -> None:
         examples = drawing.indices
@@ -291,17 +371,21 @@ def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
 def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
     """Which of the model's parameters an optimizer holds, compared by identity: a copy is a stranger."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    several = len(optimizer.param_groups) > 1
     held = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     return Optimizer(
         name=type(optimizer).__name__,
+        fused=optimizer.defaults.get("fused"),
         groups=tuple(
             Group(
                 parameters=len(group["params"]),
+                names=tuple(names.get(id(one), "a stranger") for one in group["params"]) if several else (),
                 learning_rate=float(group["lr"]),
                 weight_decay=group.get("weight_decay"),
-                betas=tuple(group.get("betas", ())),
-                eps=group.get("eps"),
+                betas=tuple(group.get("betas") or ()),
+                eps=group["eps"] if isinstance(group.get("eps"), float) else None,  # Adafactor has two
+                momentum=group.get("momentum"),
                 variants=tuple(name for name in VARIANTS if group.get(name)),
             )
             for group in optimizer.param_groups
@@ -310,6 +394,21 @@ def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
         twice=tuple(sorted(names.get(one, "a stranger") for one, count in held.items() if count > 1)),
         strangers=len(held.keys() - names.keys()),
     )
+
+
+def _padded(tensors: dict[str, torch.Tensor], drawing: Drawing) -> int:
+    """Tokens that the model computed of a micro-batch."""
+    ids = tensors.get("input_ids")
+    return ids.numel() if ids is not None else len(drawing.lengths) * max(drawing.lengths, default=0)
+
+
+def _joined(digests: list[dict[str, str]]) -> dict[str, str]:
+    """One digest of each tensor, of those of all micro-batches."""
+    if len(digests) == 1:
+        return digests[0]
+    names = sorted({name for each in digests for name in each})
+    joined = {name: " ".join(each.get(name, "none") for each in digests) for name in names}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in joined.items()}
 
 
 class _Token:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain, count, islice
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import get_constant_schedule_with_warmup
+from transformers import get_scheduler
 
 from harness import experiment
-from harness.errors import CheckpointError
-from harness.training import data, tokenizer
+from harness.errors import CheckpointError, DataError
+from harness.schedule import warmup
+from harness.training import data, optimizer, tokenizer
 from harness.training.checkpoint import Loaded
-from harness.training.devices import Device
+from harness.training.devices import Device, matmul_precision
+from harness.training.rows import Table
 from harness.training.tasks import Collator, Task, task_of
 
 if TYPE_CHECKING:
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
 class Watching(Protocol):
     """Whoever is told of a loop's steps."""
 
-    def begin(self, optimizer: Any) -> None:
-        """The loop is about to fetch its first batch."""
+    def begin(self, optimizer: Any, scaler: Any = None) -> None:
+        """The loop is about to fetch its first batch; `scaler` is that of the loss, if there is one."""
 
-    def step_done(self, loss: torch.Tensor) -> None:
-        """A step is over; `loss` is what was back-propagated."""
+    def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
+        """A step is over; `loss` is what was back-propagated, `norm` that of the gradients before they were clipped."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Workload:
     """What a loop needs to train: it decides only how."""
 
     model: Any
-    """On the device, in fp32, untouched by any step."""
+    """On the device, in the weights' precision, untouched by any step."""
     task: Task
     tokenizer: Any
     examples: data.Examples | data.Ahead
@@ -54,18 +57,22 @@ class Workload:
     """What is wrong on purpose: another process that goes on with the case makes the same mistake."""
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over every trainable parameter, decay on all of them, as `torch.optim.AdamW` does."""
-        return torch.optim.AdamW(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
-            lr=self.train.learning_rate,
-            betas=self.train.betas,
-            eps=self.train.eps,
-            weight_decay=self.train.weight_decay,
-        )
+        """The declared one, over every trainable parameter in its declared group."""
+        return optimizer.make(self.train, self.precision, optimizer.groups(self.model, self.train))
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Linear from 0 over the warm-up steps, then constant."""
-        return get_constant_schedule_with_warmup(optimizer, self.train.warmup_steps)
+        """Transformers' own of the declared name, over all steps."""
+        name = _SCHEDULES[self.train.schedule]
+        return get_scheduler(name, optimizer, self.warmup_steps, self.train.steps)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return warmup(self.train.steps, self.train.warmup_steps, self.train.warmup_ratio)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small gradients of an fp16 loss from becoming 0; of any other precision it passes everything on."""
+        return torch.amp.GradScaler(self.device.torch.type, enabled=self.precision == "fp16")
 
     def order(self) -> data.EpochOrder | None:
         """Which example comes when; none where the examples come in an order already."""
@@ -73,7 +80,7 @@ class Workload:
             return None
         return data.EpochOrder(
             len(self.examples),
-            self.train.seed,
+            self.train.seed_of_data,
             self.train.shuffle,
             batch_size=self.train.batch_size,
             lengths=self.examples.lengths if self.train.batching == "grouped" else None,
@@ -112,26 +119,60 @@ class Workload:
         """The one length in tokens that every batch must be padded to; None where any length will do."""
         return tokenizer.fixed_length(self.model.config)
 
-    def batches(self) -> Iterator[Any]:
-        """Batches on the CPU, padded as declared, epoch after epoch, until every step has one."""
+    def loader(self) -> DataLoader[Any]:
+        """Batches on the CPU, padded as declared: an epoch each time it is gone through."""
         order, collate = self.order(), self.drawn.noting(self.collator())
         options: dict[str, Any] = {} if order is None else {"sampler": order}
-        loader = DataLoader(self.examples, batch_size=self.train.batch_size, collate_fn=collate, **options)
-        turns: Any = self.examples if order is None else order
+        return DataLoader(self.examples, batch_size=self.train.batch_size, collate_fn=collate, **options)
+
+    def windows(self, loader: Any = None) -> Iterator[list[Any]]:
+        """The micro-batches of each step, epoch after epoch; the last step of an epoch has those that are left.
+
+        Args:
+            loader: that of `loader`, perhaps wrapped; by default a new one.
+        """
+        loader = self.loader() if loader is None else loader
+        turns: Any = self.examples if isinstance(self.examples, data.Ahead) else loader.sampler
+        turns = loader if hasattr(loader, "set_epoch") else turns  # Accelerate's hands it on
         made = 0
         for epoch in count():
             turns.set_epoch(epoch)
-            for batch in self.drawn.timing(iter(loader)):
-                yield batch
+            batches = self.drawn.timing(iter(loader))
+            while window := list(islice(batches, self.train.gradient_accumulation)):
+                yield window
                 made += 1
                 if made == self.train.steps:
                     return
 
+    def batches(self) -> Iterator[Any]:
+        """The micro-batches of all steps, one after the other."""
+        return chain.from_iterable(self.windows())
+
+    def shares(self, window: list[Any]) -> list[float]:
+        """The part of a step's loss that each micro-batch has: of the terms that the loss is a mean over."""
+        terms = [self.task.terms(batch) for batch in window]
+        return [own / (sum(terms) or len(window)) if sum(terms) else 1.0 for own in terms]
+
+    def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
+        """The mean over a micro-batch: the model's own, or where labels are smoothed, torch's."""
+        if not self.train.label_smoothing:
+            return outputs.loss
+        return self.task.summed(outputs, batch["labels"]) / self.task.terms(batch)
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the forward pass; weights stay in fp32."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.torch.type, dtype=torch.bfloat16)
+        """The precision of the forward pass; weights stay as they are."""
+        if self.precision in _AUTOCAST:
+            return torch.autocast(self.device.torch.type, dtype=_AUTOCAST[self.precision])
         return nullcontext()
+
+    def products(self) -> AbstractContextManager[Any]:
+        """The precision of matrix products in fp32: in full, unless `tf32` is declared."""
+        return matmul_precision("high" if self.precision == "tf32" else "highest")
+
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""As transformers names them."""
 
 
 def _padding(collator: Collator, said: dict[str, Any]) -> Collator:
@@ -148,11 +189,15 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
     task = task_of(settings)
     encode = data.encoder(task, loaded.tokenizer, max_length, data.positions(loaded.model))
+    model = start(loaded.model, settings.precision).to(device.torch)
+    optimizer.freeze(model, settings.train.freeze)
+    examples = data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer)
+    settings = settings.model_copy(update={"train": _with_steps(settings.train, examples)})
     return Workload(
-        model=copy.deepcopy(loaded.model).to(device.torch),
+        model=model,
         task=task,
         tokenizer=loaded.tokenizer,
-        examples=data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer),
+        examples=examples,
         max_length=max_length,
         settings=settings,
         train=settings.train,
@@ -160,3 +205,31 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         device=device,
         drawn=data.Drawn(),
     )
+
+
+def start(model: Any, precision: str) -> Any:
+    """A copy of the weights as a loop gets them: in bf16-pure, all but what is computed anew at each start.
+
+    As `from_pretrained(dtype=torch.bfloat16)` does: buffers that are not saved, such as the frequencies of rotary
+    positions, stay in fp32.
+    """
+    model = copy.deepcopy(model)
+    if precision == "bf16-pure":
+        saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        for tensor in (*model.parameters(), *model.buffers()):
+            if id(tensor) in saved and tensor.is_floating_point():
+                tensor.data = tensor.data.bfloat16()
+    return model
+
+
+def _with_steps(train: experiment.Train, examples: data.Examples | data.Ahead) -> experiment.Train:
+    """The same with epochs counted in steps."""
+    if train.epochs is None:
+        return train
+    if isinstance(examples, data.Ahead) and not isinstance(examples.rows, Table):
+        raise DataError("train.epochs: a stream has no known length; say train.steps")
+    rows = len(examples) if isinstance(examples, data.Examples) else len(cast(Table, examples.rows))
+    whole = train.drop_last and rows >= train.batch_size
+    batches = rows // train.batch_size if whole else math.ceil(rows / train.batch_size)
+    steps = math.ceil(batches / train.gradient_accumulation)
+    return train.model_copy(update={"steps": max(1, math.ceil(train.epochs * steps))})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
+import torch
+
+from harness.training import optimizer
 from harness.training.checkpoint import Loaded
 from harness.training.data import Drawn
-from harness.training.workload import Workload
+from harness.training.twin import silence
+from harness.training.workload import Workload, start
 
 STEPS = 4
 """Enough for a wrong gradient or update to show in the loss, few enough not to amplify rounding."""
@@ -18,19 +20,29 @@ STEPS = 4
 def replay(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """Loss of each of the first steps from the untouched weights, on the device, in the case's precision.
 
-    The model stays in eval mode: every dropout is off, also those that are not modules.
+    In the custom loop, whatever the case's own, with every dropout at 0, also those that are not modules.
     """
-    model = copy.deepcopy(loaded.model).to(work.device.torch).eval()
-    work = replace(work, model=model, drawn=Drawn())
-    optimizer = work.optimizer()
-    schedule = work.schedule(optimizer)
-    losses = []
-    for batch in islice(work.batches(), STEPS):
-        with work.autocast():
-            loss = model(**batch.to(work.device.torch)).loss
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return {"loss": losses}
+    from harness.training.loops import custom  # the loops tell a watch, and this has one
+
+    model = start(loaded.model, work.precision).to(work.device.torch)
+    optimizer.freeze(model, work.train.freeze)
+    silence(model)
+    train = work.train.model_copy(update={"steps": min(STEPS, work.train.steps)})
+    losses = _Losses()
+    with work.products():
+        custom(replace(work, model=model, train=train, drawn=Drawn()), losses)
+    return {"loss": losses.found}
+
+
+class _Losses:
+    """Keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def begin(self, optimizer: Any, scaler: Any = None) -> None:
+        """Nothing."""
+
+    def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
+        """Keep it."""
+        self.found.append(loss.item())

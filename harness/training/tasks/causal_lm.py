@@ -92,7 +92,11 @@ class CausalLM(Task):
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy of each label and the logits one token before it."""
-        return cross_entropy(logits[0][:, :-1], labels["labels"][:, 1:])
+        return cross_entropy(logits[0][:, :-1], labels["labels"][:, 1:], self.smoothing)
+
+    def paired(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each label beside the logits one token before it."""
+        return logits[:, :-1], labels[:, 1:]
 
     def terms(self, labels: Tensors) -> int:
         """Labels with a token before them."""

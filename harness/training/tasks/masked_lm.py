@@ -50,7 +50,7 @@ class MaskedLM(Task):
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy over the drawn tokens."""
-        return cross_entropy(logits[0], labels["labels"])
+        return cross_entropy(logits[0], labels["labels"], self.smoothing)
 
     def terms(self, labels: Tensors) -> int:
         """Drawn tokens."""

@@ -48,4 +48,4 @@ class MultipleChoice(Task):
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy over the choices."""
-        return cross_entropy(logits[0], labels["labels"])
+        return cross_entropy(logits[0], labels["labels"], self.smoothing)

@@ -44,7 +44,7 @@ class Seq2SeqLM(Task):
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy of each label and the logits at its own place: the decoder's ids are shifted already."""
-        return cross_entropy(logits[0], labels["labels"])
+        return cross_entropy(logits[0], labels["labels"], self.smoothing)
 
     def terms(self, labels: Tensors) -> int:
         """Tokens of the targets."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from harness import experiment
@@ -59,7 +60,16 @@ class SequenceClassification(Task):
             return (z.double().flatten() - y.double().flatten()).square().mean()
         if self.problem == "multi_label_classification":
             return (torch.logaddexp(z.double(), torch.zeros((), dtype=torch.float64)) - y.double() * z.double()).mean()
-        return cross_entropy(z, y)
+        return cross_entropy(z, y, self.smoothing)
+
+    def summed(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """Of the problem's loss; each class of several is a term of its own."""
+        z = outputs.logits.float()
+        if self.problem == "regression":
+            return functional.mse_loss(z.flatten(), labels.float().flatten(), reduction="sum")
+        if self.problem == "multi_label_classification":
+            return functional.binary_cross_entropy_with_logits(z, labels.float(), reduction="sum")
+        return super().summed(outputs, labels)
 
     def configuration(self) -> dict[str, Any]:
         """The number of classes; and the problem, unless transformers guesses it right from whole numbers."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch.nn import functional
 from transformers import DataCollatorWithPadding
 
 from harness import experiment
@@ -55,7 +56,8 @@ class Task(ABC):
 
     def __init__(self, settings: experiment.Settings) -> None:
         self.data = settings.data
-        self.seed = settings.train.seed
+        self.seed = settings.train.seed_of_data
+        self.smoothing = settings.train.label_smoothing
 
     @abstractmethod
     def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
@@ -77,6 +79,22 @@ class Task(ABC):
     def terms(self, labels: Tensors) -> int:
         """Over how many terms the loss is a mean."""
         return len(labels[self.labels[0]])
+
+    def paired(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels with each label at the place of the logits that have to say it."""
+        return logits, labels
+
+    def summed(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The loss where a loop does not take the model's own: torch's, smoothed as declared, as a sum over its terms.
+
+        Args:
+            outputs: of the model.
+            labels: the argument of that name.
+        """
+        z, y = self.paired(outputs.logits, labels)
+        return functional.cross_entropy(
+            z.flatten(0, -2).float(), y.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
+        )
 
     def collator(self, tokenizer: Any, model: Any) -> Collator:
         """Pads a batch, labels included; the library's own class."""
@@ -118,12 +136,16 @@ def ended(ids: Sequence[int], tokenizer: Any) -> list[int]:
     return list(ids) if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over all labels but the ignored ones of log(sum(exp(z))) - z[label], in fp64."""
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Mean over all labels but the ignored ones of log(sum(exp(z))) - z[label], in fp64.
+
+    With `smoothing`, that share of the label is spread over all classes alike (Szegedy et al. 2016, section 7).
+    """
     logits, labels = logits.double().flatten(0, -2), labels.flatten()
     logits, labels = logits[labels != IGNORED], labels[labels != IGNORED]
     picked = logits.gather(-1, labels.view(-1, 1)).squeeze(-1)
-    return (logits.logsumexp(-1) - picked).mean()
+    said = (1 - smoothing) * picked + smoothing * logits.mean(-1) if smoothing else picked
+    return (logits.logsumexp(-1) - said).mean()
 
 
 def supervised(labels: torch.Tensor) -> int:

@@ -48,7 +48,7 @@ class TokenClassification(Task):
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy over all tokens that have a label."""
-        return cross_entropy(logits[0], labels["labels"])
+        return cross_entropy(logits[0], labels["labels"], self.smoothing)
 
     def terms(self, labels: Tensors) -> int:
         """Tokens that have a label."""

@@ -1,0 +1,58 @@
+"""What a record's settings declare of its training, for laws to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.record import Parameter, Record
+from harness.schedule import declared_share, warmup
+from harness.selection import Kind, frozen, rate_and_decay
+
+_USUAL: dict[str, Any] = {
+    "optimizer": "adamw",
+    "momentum": 0.0,
+    "decay": "all",
+    "groups": [],
+    "freeze": None,
+    "schedule": "constant",
+    "warmup_ratio": None,
+    "gradient_accumulation": 1,
+    "max_grad_norm": None,
+    "label_smoothing": 0.0,
+    "compute_loss_func": False,
+}
+"""What older records do not say."""
+
+
+def train(record: Record) -> Mapping[str, Any]:
+    """The section `train`, by key."""
+    said = {key.removeprefix("train."): value for key, value in record.settings.items() if key.startswith("train.")}
+    return {**_USUAL, **said}
+
+
+def kind(parameter: Parameter) -> Kind:
+    """What a parameter is."""
+    return Kind(len(parameter.shape), head=parameter.head, embedding=parameter.embedding)
+
+
+def is_frozen(record: Record, parameter: Parameter) -> bool:
+    """Whether a parameter is declared to stay as it is."""
+    return frozen(train(record)["freeze"], parameter.name, kind(parameter))
+
+
+def settings_of(record: Record, parameter: Parameter) -> tuple[float, float]:
+    """Highest learning rate and weight decay that are declared for a parameter."""
+    return rate_and_decay(train(record), parameter.name, kind(parameter))
+
+
+def share(record: Record, step: int) -> float:
+    """The share of the highest rate that is declared for a step, counted from 0."""
+    said = train(record)
+    rising = warmup(said["steps"], said["warmup_steps"], said["warmup_ratio"])
+    return declared_share(said["schedule"], said["steps"], rising, step)
+
+
+def highest_share(record: Record) -> float:
+    """The largest such share of any step."""
+    return max(share(record, step) for step in range(train(record)["steps"]))

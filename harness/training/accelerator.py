@@ -1,0 +1,21 @@
+"""`accelerate.Accelerator` as the `accelerate` loop uses it."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+
+from harness.training.workload import Workload
+
+
+def accelerator_for(work: Workload) -> Accelerator:
+    """What the experiment declares, in Accelerate's words."""
+    # Its state is one for the whole process; the Trainer also forgets it before it begins.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=work.device.torch.type == "cpu",
+        mixed_precision=work.precision if work.precision in ("bf16", "fp16") else "no",
+        gradient_accumulation_steps=work.train.gradient_accumulation,
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),  # one process fetches its own
+    )
