@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.head import GRADIENT_NOISE, HEAD_REACH, _cannot_move, _names, _reach, _why_still
+from harness.laws.head import GRADIENT_NOISE, _cannot_move, _names, _why_still, expected_reach
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
 from harness.record import Adapters, Parameter, Record
 
@@ -149,7 +149,7 @@ def adapters_change(record: Record) -> Verdict:
                 return invalid(f"the way of {matrix.name} was not followed")
             first = matrix.start == 0
             decay = 2 * matrix.start * record.settings["train.weight_decay"] * sum(rates)
-            least = HEAD_REACH * _reach(record) if first else decay
+            least = expected_reach(record, matrix) if first else decay
             moved = matrix.furthest >= least if first else matrix.furthest > least
             if not moved and (first or len(rates) > 1):
                 return broken(

@@ -128,7 +128,7 @@ def head_changes(record: Record) -> Verdict:
         return verdict
     for parameter in new:
         assert parameter.furthest is not None
-        expected = _expected_reach(record, parameter)
+        expected = expected_reach(record, parameter)
         if not math.isfinite(parameter.furthest):
             return broken(f"{parameter.name} is {parameter.furthest} away from its start")
         if parameter.furthest < expected or parameter.furthest == 0:
@@ -185,19 +185,14 @@ def _cannot_move(record: Record) -> Verdict | None:
     step = record.steps.first_not_finite
     if step is not None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
-    if _reach(record) == 0:
+    if highest_share(record) == 0:
         return not_applicable("the learning rate is 0 in every step, as where a warm-up has only one")
     return None
 
 
-def _reach(record: Record) -> float:
-    """The largest share of its rate that the experiment declares for any step."""
-    return highest_share(record)
-
-
-def _expected_reach(record: Record, parameter: Parameter) -> float:
+def expected_reach(record: Record, parameter: Parameter) -> float:
     """How far a new parameter must get from its start."""
-    rate = settings_of(record, parameter)[0] * _reach(record)
+    rate = settings_of(record, parameter)[0] * highest_share(record)
     if train(record)["optimizer"] == "sgd":
         return 0.1 * HEAD_REACH * rate * (parameter.gradient or 0.0)
     return HEAD_REACH * rate
