@@ -44,6 +44,10 @@ class Described(Protocol):
     def tasks(self) -> frozenset[str]:
         """Of which it is a mistake; empty: of every one."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether it is one of an evaluation."""
+
 
 Fault = TypeVar("Fault", bound=Described)
 
@@ -125,8 +129,10 @@ class Subject(Generic[Fault]):
         return tuple(f"{one.about}::{one.law}: {one.message}" for one in verdicts)
 
     def suits(self, fault: Described) -> bool:
-        """Whether the fault can happen in its loop, and is one of its task."""
+        """Whether the fault can happen in its loop, is one of its task, and has an evaluation where it needs one."""
         settings = self.case.settings
+        if fault.evaluates and settings.evaluation is None:
+            return False
         return settings.train.loop in fault.loops and (not fault.tasks or settings.task in fault.tasks)
 
     def with_fault(self, fault: Fault) -> Mutant:

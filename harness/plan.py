@@ -41,12 +41,15 @@ class Case:
 
         Sequences and labels stand as their number and digest: a record must not grow with the data.
         """
-        stated = self.settings.model_dump(mode="json", exclude={"invariants", "expect_broken", "data", "checkpoint"})
+        stated = self.settings.model_dump(
+            mode="json", exclude={"invariants", "expect_broken", "data", "checkpoint", "evaluation"}
+        )
         settings = {
             "checkpoint": str(self.settings.checkpoint),
             **dict(_flat(stated)),
             "data.digest": hashlib.sha256(self.settings.data.model_dump_json().encode()).hexdigest(),
             **_data(self.settings.data),
+            **_evaluation(self.settings),
         }
         return {
             "experiment": self.experiment,
@@ -63,6 +66,21 @@ def _data(data: Data) -> dict[str, Any]:
         return {"data.examples": len(data.given), "data.num_labels": data.resolved_num_labels}
     said = data.model_dump(mode="json", exclude={"sequences", "labels", "rows"}, exclude_defaults=True)
     return {f"data.{key}": value for key, value in said.items()}
+
+
+def _evaluation(settings: Settings) -> dict[str, Any]:
+    """What is declared of the evaluation: rows that are written out as their number and digest."""
+    said = settings.evaluation
+    if said is None:
+        return {}
+    stated = said.model_dump(mode="json", exclude={"sequences", "labels", "rows"}, exclude_defaults=True)
+    stated |= {
+        "digest": hashlib.sha256(said.model_dump_json().encode()).hexdigest(),
+        "metrics": list(settings.metrics),
+        "batch_size": said.batch_size or settings.train.batch_size,
+        **({"examples": len(said.given)} if said.given else {}),
+    }
+    return {f"evaluation.{key}": value for key, value in stated.items()}
 
 
 def cases(experiment: Experiment, devices: Sequence[str], *, root: Path, override: bool = False) -> tuple[Case, ...]:

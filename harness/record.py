@@ -347,6 +347,89 @@ class Memory(Part):
     """What was counted, or why it could not be."""
 
 
+class Interval(Part):
+    """A figure, and how far it would scatter over other examples of the same kind. NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Answers(Part):
+    """What the model said of each example of the evaluation split, in its order; a column each."""
+
+    said: tuple[Evidence, ...] = ()
+    """The class; a class for each word; 0 or 1 for each class; a number; text; or of a language model how many tokens
+    it has right."""
+    meant: tuple[Evidence, ...] = ()
+    """What was to be said, in the same form; of a language model how many tokens were to be predicted."""
+    loss: tuple[float, ...] = ()
+    """Of a language model, summed over the tokens that were to be predicted."""
+
+
+class Score(Part):
+    """One evaluation of the split."""
+
+    step: int
+    """Steps taken before it."""
+    seconds: float
+    figures: dict[str, float]
+    """What the loop says: the loss, and each metric."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """Of each metric, from the answers to each example."""
+    answers: Answers | None = None
+    """None where they are too many to keep."""
+    answered: int = 0
+    """Examples to which there is an answer."""
+    stochastic: int = 0
+    """Modules with a dropout above 0 or with running statistics."""
+    training: tuple[str, ...] = ()
+    """Those of them that were in train mode in a forward pass of it."""
+    drew: bool = False
+    """A forward pass drew random numbers."""
+    modes: tuple[str, ...] = ()
+    """Modules that it left in another mode than they were in."""
+    changed: tuple[str, ...] = ()
+    """Parameters, buffers and random generators that are other than before it."""
+
+
+class Evaluation(Part):
+    """What there is to see of the evaluation split and of its evaluations."""
+
+    source: str
+    revision: str | None = None
+    rows: int
+    dropped: int = 0
+    dropped_rows: tuple[Row, ...] = ()
+    metrics: tuple[str, ...]
+    """The first has to improve."""
+    lower_is_better: tuple[str, ...] = ()
+    resamples: int
+    confidence: float
+    scores: tuple[Score, ...] = ()
+    """Before training, in the midst of it where that is declared, and after it."""
+    improvements: dict[str, Interval] = Field(default_factory=dict)
+    """Of each metric from the first score to the last: above 0 is better."""
+    label_names: tuple[str, ...] = ()
+    """As the rows of the split are read."""
+    config_label_names: tuple[str, ...] = ()
+    """As the model's config has them."""
+    examples: tuple[Example, ...] = ()
+    """Of the kept batches."""
+    batches: tuple[Batch, ...] = ()
+    """Of the first evaluation, as they reached the model; `step` is their number."""
+    drawn: tuple[int, ...] = ()
+    """Index of each example that the first evaluation put to the model, in order."""
+    leaked: int = 0
+    """Rows that are trained on, too, word for word."""
+    leaks: tuple[Row, ...] = ()
+    """The first of them; the note names the row of the training data."""
+    alike: int = 0
+    """Rows that differ from one that is trained on in case, spaces and punctuation only."""
+    likenesses: tuple[Row, ...] = ()
+    """The first of them."""
+
+
 class Record(Part):
     """One case, run once."""
 
@@ -369,6 +452,8 @@ class Record(Part):
     data: Data | None = None
     masking: Masking | None = None
     """Where tokens are hidden at random."""
+    evaluation: Evaluation | None = None
+    """Where a split to evaluate on is declared."""
     examples: tuple[Example, ...] = ()
     lost: tuple[int, ...] = ()
     """Indices of the examples that have lost something to be learnt, as in what is cut off."""

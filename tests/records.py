@@ -8,15 +8,19 @@ from pydantic import BaseModel
 
 from harness.record import (
     Adapters,
+    Answers,
     Batch,
     Checkpoint,
     Data,
+    Evaluation,
     Example,
     Group,
+    Interval,
     Modes,
     Optimizer,
     Parameter,
     Record,
+    Score,
     Steps,
     Tokenizer,
 )
@@ -143,6 +147,30 @@ PROBES: dict[str, dict[str, Any]] = {
     "steps": {"steps": [TWIN_STEP, TWIN_STEP, TWIN_STEP]},
     "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
     "prior": {"causal": False, "vocabulary": 30522, "predictions": 146, "loss": 2.9, "permuted": 11.4},
+    "evaluation": {
+        "examples": [1, 2, 3, 0],
+        "sizes": [2, 3],
+        "after": {
+            "figures": [{"loss": 0.5, "accuracy": 0.75}] * 2,
+            "answered": [4, 4],
+            "said": [0, 1, 0, 0],
+            "meant": [0, 1, 0, 1],
+            "loss": [0.2, 0.3, 0.4, 1.1],
+            "nll": [0.2, 0.3, 0.4, 1.1],
+            "terms": [1, 1, 1, 1],
+            "margin": 0.1,
+        },
+        "before": {
+            "figures": [{"loss": 0.7, "accuracy": 0.5}] * 2,
+            "answered": [4, 4],
+            "said": [1, 1, 1, 1],
+            "meant": [0, 1, 0, 1],
+            "loss": [0.7, 0.7, 0.7, 0.7],
+            "nll": [0.7, 0.7, 0.7, 0.7],
+            "terms": [1, 1, 1, 1],
+            "margin": 0.1,
+        },
+    },
     "overfit": {"examples": [0, 1, 2, 3], "labels": [1, 0, 1, 0], "loss": [0.7, 0.4, 0.2, 0.03]},
     "determinism": {"steps": 8, "first": "a" * 64, "second": "a" * 64, "other_seed": "b" * 64},
     "equivalence": {
@@ -159,6 +187,36 @@ PROBES: dict[str, dict[str, Any]] = {
     },
 }
 """What every probe leaves of a right training."""
+
+
+def score(step: int, accuracy: float, **changes: Any) -> Score:
+    """One evaluation of four rows, of which so many are answered rightly."""
+    right = round(4 * accuracy)
+    fields = {
+        "step": step,
+        "seconds": 0.1,
+        "figures": {"loss": 1 - accuracy, "accuracy": accuracy},
+        "intervals": {"accuracy": Interval(value=accuracy, low=accuracy - 0.2, high=accuracy + 0.2)},
+        "answers": Answers(said=(1,) * right + (0,) * (4 - right), meant=(1,) * 4),
+        "answered": 4,
+        "stochastic": 3,
+    }
+    return Score(**{**fields, **changes})
+
+
+EVALUATION = Evaluation(
+    source="evaluation.sequences",
+    rows=4,
+    metrics=("accuracy",),
+    resamples=1000,
+    confidence=0.95,
+    scores=(score(0, 0.25), score(len(LOSSES), 0.75)),
+    improvements={"accuracy": Interval(value=0.5, low=0.25, high=0.75)},
+    config_label_names=("LABEL_0", "LABEL_1"),
+    examples=EXAMPLES,
+    batches=BATCHES,
+    drawn=(0, 1, 2, 3),
+)
 
 HEALTHY = Record(
     experiment="experiments/a.yaml",
@@ -203,6 +261,7 @@ HEALTHY = Record(
         groups=(Group(parameters=5, learning_rate=RATE, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8),),
     ),
     modes=Modes(stochastic=3),
+    evaluation=EVALUATION,
     probes=PROBES,
 )
 """Every law accepts it, but for those that compare cases: there is only one."""

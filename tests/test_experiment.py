@@ -332,8 +332,8 @@ def test_bad_extends(folder: Folder, value: str, found: str, expected: str) -> N
 # --- Mistakes --------------------------------------------------------------------------------------------------------
 
 TOP = (
-    "task, checkpoint, tokenizer, data, train, peft, precision, device, invariants, expect_broken, benchmark, "
-    "description, extends, matrix"
+    "task, checkpoint, tokenizer, data, evaluation, train, peft, precision, device, invariants, expect_broken, "
+    "benchmark, description, extends, matrix"
 )
 FORMS = "a Hub id, a folder (./NAME), package:NAME/FOLDER, or a mapping with an architecture"
 

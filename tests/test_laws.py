@@ -876,10 +876,11 @@ def test_cannot_judge(judged: Judged) -> None:
 def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None:
     """No law is left without an example of either kind."""
     import test_laws_adapter
+    import test_laws_evaluation
     import test_laws_label
     import test_laws_logic
 
-    others = (test_laws_logic, test_laws_label, test_laws_adapter)
+    others = (test_laws_logic, test_laws_label, test_laws_adapter, test_laws_evaluation)
     assert law in {judged.law for judged in (*ACCEPTED, *(one for module in others for one in module.ACCEPTED))}
     assert law in {judged.law for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))}
 
@@ -888,12 +889,14 @@ def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None
 def test_law_can_be_turned_off(law: Law) -> None:
     """An experiment that turns a law off is not judged by it, however wrong its training is."""
     import test_laws_adapter
+    import test_laws_evaluation
     import test_laws_label
     import test_laws_logic
 
+    others = (test_laws_logic, test_laws_label, test_laws_adapter, test_laws_evaluation)
     wrong = next(
         judged.evidence
-        for judged in (*REJECTED, *test_laws_logic.REJECTED, *test_laws_label.REJECTED, *test_laws_adapter.REJECTED)
+        for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))
         if judged.law == law.name
     )
     off = {"invariants": {law.name: False}}

@@ -219,6 +219,7 @@ PARTS = {
     "parameters": (),
     "optimizer": None,
     "modes": None,
+    "evaluation": None,
     "probes": {},
 }
 OF_TOKENS = (
@@ -256,6 +257,13 @@ NEEDS = {
     "schedule_followed": {"steps"},
     "dropout_on_in_training": {"modes"},
     "no_graph_kept": {"steps"},
+    "metric_improves": {"evaluation"},
+    "model_in_eval_mode": {"evaluation"},
+    "evaluation_changes_nothing": {"evaluation"},
+    "evaluation_reads_the_split": {"evaluation", "tokenizer"},
+    "evaluation_is_right": {"evaluation", "probes"},
+    "evaluation_loss_is_right": {"evaluation", "probes"},
+    "no_leakage": {"evaluation", "data"},
     **{
         law: {"probes"}
         for law in (

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from fake_engine import ENVIRONMENT
-from records import HEALTHY, TWIN_STEP, case, record
+from records import EVALUATION, HEALTHY, TWIN_STEP, case, record
 
 from harness.laws import Verdict
-from harness.record import Environment, Memory
+from harness.record import Environment, Interval, Memory
 from harness.report import Row, Summary, laws_markdown, markdown, summarise, terminal
 from harness.report.summary import Cost
 from harness.throughput import NotMeasured, Rate, Throughput
@@ -53,9 +53,16 @@ def unfinished(name: str, outcome: str, reason: str, *verdicts: Verdict) -> Row:
 
 
 COURSE = "experiments/course.yaml"
+MEASURED = EVALUATION.model_copy(
+    update={
+        "metrics": ("accuracy", "pearson"),
+        "improvements": {"accuracy": Interval(value=0.5, low=-0.25, high=0.75)},
+    }
+)
+"""The second metric is not defined."""
 ORDINARY = Summary(
     rows=(
-        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable"),
+        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable", evaluation=MEASURED),
         row(
             f"{COURSE}::cpu-trainer",
             verdicts=(

@@ -12,14 +12,16 @@ from harness.experiment.checkpoint import (
     PackageCheckpoint,
     parse_checkpoint,
 )
+from harness.experiment.data import FILE_KINDS, SOURCES, Data
 from harness.experiment.device import DEVICE, DEVICE_FORMS, check_device
+from harness.experiment.evaluation import METRICS, Evaluation
 from harness.experiment.file import Experiment, Point, read
 from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
 from harness.experiment.peft import ALL_LINEAR, Peft
 from harness.experiment.row import Row, problem_of, required, roles, texts, unlike
-from harness.experiment.settings import FILE_KINDS, SOURCES, Benchmark, Data, Settings
+from harness.experiment.settings import Benchmark, Settings
 from harness.experiment.train import LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
 
 __all__ = [
@@ -28,12 +30,14 @@ __all__ = [
     "DEVICE_FORMS",
     "FILE_KINDS",
     "LOOPS_OF",
+    "METRICS",
     "OPTIMIZERS_OF",
     "SOURCES",
     "ArchitectureCheckpoint",
     "Benchmark",
     "Checkpoint",
     "Data",
+    "Evaluation",
     "Experiment",
     "FolderCheckpoint",
     "HubCheckpoint",

@@ -17,6 +17,9 @@ from harness.experiment.mistake import mistake
 from harness.experiment.settings import Settings
 from harness.experiment.source import Node
 
+_ROWS = ("data", "evaluation")
+"""Sections that may name files, relative to the file that names them."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -75,8 +78,8 @@ def _point(tree: Node, combination: Combination, laws: Laws, mistakes: list[Mist
     nested = (source.nest(key, value.node) for key, value in combination.items())
     tree = functools.reduce(source.overlay, nested, tree)
     data = source.plain(tree)
-    written = {"checkpoint": (), "tokenizer": (), "files": ("data",), "dataset": ("data",)}
-    folders = {field: source.locate(tree, (*section, field)).file.parent for field, section in written.items()}
+    written = ("checkpoint", "tokenizer", *(f"{section}.{key}" for section in _ROWS for key in ("files", "dataset")))
+    folders = {key: source.locate(tree, tuple(key.split("."))).file.parent for key in written}
     try:
         settings, errors = Settings.model_validate(data, context={"folders": folders}), []
     except ValidationError as error:

@@ -7,8 +7,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from harness.experiment.checkpoint import FOLDER, HUB, PACKAGE
+from harness.experiment.data import SOURCES
 from harness.experiment.key import FILE_KEYS, SECTIONS, Laws, matrix_keys
-from harness.experiment.settings import SOURCES, Settings
+from harness.experiment.settings import Settings
 
 _REASON = "Why it is known to be broken."
 
@@ -38,9 +39,9 @@ def schema(laws: Laws) -> dict[str, Any]:
         definition.pop("required", None)
     definitions["ArchitectureCheckpoint"]["properties"].pop("kind")
     properties = settings["properties"]
-    for section in ("data", "train", "benchmark"):
+    for section in ("data", "evaluation", "train", "benchmark"):
         # Draft 7 ignores what stands beside a $ref.
-        reference = {"allOf": [{"$ref": properties[section]["$ref"]}]}
+        reference = {"allOf": [{"$ref": f"#/$defs/{SECTIONS[section].__name__}"}]}
         properties[section] = {"description": Settings.model_fields[section].description, **reference}
     _spell_checkpoint(properties)
     properties["invariants"] = {

@@ -6,8 +6,10 @@ from typing import TypeAlias
 from pydantic import BaseModel
 
 from harness.experiment.checkpoint import ArchitectureCheckpoint
+from harness.experiment.data import Data
+from harness.experiment.evaluation import Evaluation
 from harness.experiment.peft import Peft
-from harness.experiment.settings import Benchmark, Data, Settings
+from harness.experiment.settings import Benchmark, Settings
 from harness.experiment.source import Location
 from harness.experiment.train import ParameterGroup, Train
 
@@ -23,6 +25,7 @@ FILE_KEYS = {
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
+    "evaluation": Evaluation,
     "train": Train,
     "peft": Peft,
     "benchmark": Benchmark,

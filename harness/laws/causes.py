@@ -11,6 +11,7 @@ _DATA = ("tokens_match_tokenizer", "padding_mask_correct", "labels_travel", "eve
 _MODEL = ("head_is_new", "dropout_on_in_training", "padding_changes_nothing", "examples_stay_apart")
 _OBJECTIVE = ("loss_is_the_declared_one", "gradient_is_the_declared_one")
 _OPTIMIZER = ("optimizer_covers_trainable", "schedule_followed", "update_is_the_declared_one")
+_EVALUATION = ("evaluation_reads_the_split", "model_in_eval_mode", "evaluation_is_right")
 _EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_OPTIMIZER)
 
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,11 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
     "backbone_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
     "loss_decreases": _EVERYTHING,
+    "head_is_new": ("evaluation_changes_nothing",),
+    "evaluation_changes_nothing": ("model_in_eval_mode",),
+    "evaluation_loss_is_right": ("evaluation_reads_the_split", "model_in_eval_mode", "padding_changes_nothing"),
+    "evaluation_is_right": ("evaluation_reads_the_split", "model_in_eval_mode", "padding_changes_nothing"),
+    "metric_improves": (*_EVERYTHING, "loss_decreases", *_EVALUATION),
     "overfits_one_batch": _EVERYTHING,
     "ways_agree": (*_MODEL, *_OBJECTIVE, *_OPTIMIZER),
     "loops_agree": (*_EVERYTHING, "loss_decreases", "head_changes", "backbone_changes"),

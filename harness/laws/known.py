@@ -25,6 +25,9 @@ class Defect:
     """Whether a record in which the law is broken has what it takes."""
 
 
+_PER_TOKEN = ("token-classification", "masked-lm", "causal-lm", "seq2seq-lm")
+"""Tasks whose loss is a mean over tokens."""
+
 DEFECTS: tuple[Defect, ...] = (
     Defect(
         law="save_reload_equal",
@@ -57,6 +60,16 @@ DEFECTS: tuple[Defect, ...] = (
         thread="https://github.com/huggingface/peft/issues/1249",
         applies=lambda record: record.checkpoint is not None and record.checkpoint.dtype == "float16",
     ),
+    Defect(
+        law="evaluation_loss_is_right",
+        library="transformers, 4.x to 5.23",
+        seen="2026-11",
+        what="Trainer.evaluate takes eval_loss as the mean of the batches' mean losses: where batches differ in how "
+        "many tokens have a label, it depends on the batch size, and a perplexity made of it, too",
+        remedy="take losses per token in compute_metrics, or evaluate in batches of one and weigh them",
+        thread="https://github.com/huggingface/transformers/issues/39241",
+        applies=lambda record: _settings(record, "train.loop") == "trainer" and _task(record) in _PER_TOKEN,
+    ),
 )
 """By law; what is mended is taken out."""
 
@@ -78,3 +91,7 @@ def _architecture(record: Record) -> str:
 
 def _settings(record: Record, key: str) -> object:
     return record.settings.get(key)
+
+
+def _task(record: Record) -> object:
+    return _settings(record, "task")

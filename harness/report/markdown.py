@@ -9,6 +9,7 @@ from tabulate import tabulate
 from harness.laws import Verdict
 from harness.laws.causes import Finding
 from harness.record import Environment
+from harness.report.evaluation import SCORE_HEADERS, how, score_cells
 from harness.report.summary import Row, Summary
 from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
@@ -22,6 +23,7 @@ def markdown(summary: Summary) -> str:
         summary.tally[:1].upper() + summary.tally[1:] + ".",
         tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
+        _scores(summary),
         _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
         _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
@@ -31,6 +33,15 @@ def markdown(summary: Summary) -> str:
         _section("Where it ran", [environment_line(environment) for environment in summary.environments]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scores(summary: Summary) -> str:
+    """The metrics of the cases that were evaluated."""
+    lines = [[escape(cell) for cell in line] for line in score_cells(summary.rows)]
+    if not lines:
+        return ""
+    table = tabulate(lines, headers=SCORE_HEADERS, tablefmt="github", disable_numparse=True)
+    return f"## Evaluation\n\n{table}\n\nIn brackets: {how(summary.rows)}."
 
 
 def _costs(summary: Summary) -> str:

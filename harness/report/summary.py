@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.laws import LAWS, OUTCOMES, Verdict, judge, judge_together
 from harness.laws.causes import Finding, findings
-from harness.record import Environment, Memory, Record
+from harness.record import Environment, Evaluation, Memory, Record
 from harness.throughput import NotMeasured, Throughput, throughput
 
 
@@ -27,6 +27,8 @@ class Row:
     memory: Memory
     chosen: tuple[str, ...] = ()
     """What was chosen for the experiment, and why."""
+    evaluation: Evaluation | None = None
+    """Where rows to evaluate on are declared, and were evaluated on."""
 
     def count(self, outcome: str) -> int:
         """How many verdicts of that kind."""
@@ -116,4 +118,5 @@ def _row(record: Record) -> Row:
         speed=throughput(record),
         memory=record.memory,
         chosen=tuple(record.tokenizer.reasons.values()) if record.tokenizer is not None else (),
+        evaluation=record.evaluation if record.evaluation is not None and record.evaluation.scores else None,
     )

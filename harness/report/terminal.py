@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from harness.laws import Verdict
 from harness.laws.causes import Finding
+from harness.report.evaluation import SCORE_HEADERS, how, score_cells
 from harness.report.summary import Summary
 from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
@@ -16,8 +17,22 @@ from harness.throughput import NotMeasured
 def terminal(summary: Summary) -> str:
     """The table, then what is broken, then what is missing and why."""
     table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
-    parts = [table, *(_broken(finding) for finding in summary.findings), _reasons(summary), *summary.problems]
+    parts = [
+        table,
+        _scores(summary),
+        *(_broken(finding) for finding in summary.findings),
+        _reasons(summary),
+        *summary.problems,
+    ]
     return printable("\n\n".join(part for part in [*parts, _last_lines(summary)] if part))
+
+
+def _scores(summary: Summary) -> str:
+    """The metrics of the cases that were evaluated."""
+    lines = score_cells(summary.rows)
+    if not lines:
+        return ""
+    return f"{tabulate(lines, headers=SCORE_HEADERS, disable_numparse=True)}\n{how(summary.rows)}"
 
 
 def _last_lines(summary: Summary) -> str:

@@ -25,9 +25,9 @@ from harness.training.tasks import Collator, Features, Task
 
 Encode = Callable[[Sequence[Row]], list[Features]]
 
-NOTED = ("index", "place", "row", "cut", "lost")
+NOTED = ("index", "place", "row", "cut", "lost", "offsets")
 """What an example carries beside what the model gets: its index, the place of its row in the source, the row, how many
-tokens were cut off, and whether something that was to be learnt is lost with them."""
+tokens were cut off, whether something that was to be learnt is lost with them, and where in a text its tokens stand."""
 AHEAD = 64
 """Examples that are encoded at once."""
 CHUNKS = 4
@@ -49,6 +49,7 @@ class Encoder:
         special: ids that stand for no text.
         words: the checkpoint's own tokenizer.
         positions: tokens that the model has positions for; none where it takes any number.
+        evaluating: whether nothing may be left to chance when a batch is made.
 
     Raises:
         CheckpointError: when called: the tokenizer cannot cut a text to that length.
@@ -60,10 +61,12 @@ class Encoder:
     special: frozenset[int] = frozenset()
     words: Any = None
     positions: int | None = None
+    evaluating: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> list[Features]:
         """The features of each row, with its label."""
-        found = self.task.encode(rows, self.tokenizer, self.max_length)
+        encode = self.task.encode_to_evaluate if self.evaluating else self.task.encode
+        found = encode(rows, self.tokenizer, self.max_length)
         longest = max((len(ids) for features in found for ids in tokens_of(features)), default=0)
         if longest > self.max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,22 @@ def find(name: str) -> Device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise Unavailable(f"no mps device: torch {torch.__version__} finds none")
     return Device(name, torch.device(kind))
+
+
+@contextlib.contextmanager
+def accelerate_on(device: torch.device) -> Iterator[None]:
+    """Accelerate, below the Trainer, takes the first GPU unless this variable names another."""
+    name = "ACCELERATE_TORCH_DEVICE"
+    before = os.environ.get(name)
+    if device.type == "cuda" and device.index:
+        os.environ[name] = str(device)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _need_cuda(index: int) -> None:

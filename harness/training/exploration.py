@@ -125,7 +125,7 @@ class Bench:
 
     def __init__(self, loaded: Loaded, work: Workload, judge: Judge) -> None:
         self._loaded = loaded
-        self.work = replace(work, device=find_device("cpu"), precision="fp32")
+        self.work = replace(work, device=find_device("cpu"), precision="fp32", split=None)
         self._twin = twin(work.model)
         self._judge = judge
         self.tried = 0
@@ -253,6 +253,9 @@ class Listener(torch.nn.Module):
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Nothing."""
+
+    def evaluate(self, evaluation: Callable[[], Any]) -> None:
+        """Nothing: what is explored is the training."""
 
 
 def _search(bench: Bench, count: int) -> Finding | None:

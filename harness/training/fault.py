@@ -66,6 +66,8 @@ class Fault:
     """Where it can happen."""
     tasks: frozenset[str] = frozenset()
     """Of which it is a mistake; empty where it is one of every task."""
+    evaluates: bool = False
+    """It is a mistake of evaluations, and happens only where there are some."""
     load: Load = nothing_loaded
     """Changes the checkpoint, before anything is made of it."""
     seed: Seed = nothing_seeded
@@ -96,11 +98,15 @@ def begun(settings: experiment.Settings, fault: Fault | None) -> Iterator[tuple[
 
 
 def fault(
-    source: str, *, loops: frozenset[str] | set[str] = BOTH, tasks: frozenset[str] | set[str] = frozenset()
+    source: str,
+    *,
+    loops: frozenset[str] | set[str] = BOTH,
+    tasks: frozenset[str] | set[str] = frozenset(),
+    evaluates: bool = False,
 ) -> Callable[[Seed], Fault]:
     """Make a fault of a function ``(work, patch) -> work``: its name, and its docstring as the description."""
     return lambda seed: Fault(
-        seed.__name__, _sentence(seed), source, frozenset(loops), tasks=frozenset(tasks), seed=seed
+        seed.__name__, _sentence(seed), source, frozenset(loops), frozenset(tasks), evaluates, seed=seed
     )
 
 

@@ -6,14 +6,15 @@ says which. A loop tells the watch when it begins and when a step is done, and i
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import set_seed
 
+from harness.training import evaluation
+from harness.training.devices import accelerate_on
 from harness.training.workload import Watching, Workload
 
 Loop = Callable[[Workload, Watching], None]
@@ -29,7 +30,7 @@ def custom(work: Workload, watch: Watching) -> None:
     model.train()  # from_pretrained returns a model in eval mode, with dropout off
 
     watch.begin(optimizer, scaler)
-    for window in work.windows():  # the micro-batches of one step
+    for step, window in enumerate(work.windows(), start=1):  # the micro-batches of one step
         step_loss, norm = torch.zeros((), device=work.device.torch), None
         for batch, share in zip(window, work.shares(window), strict=True):
             batch = batch.to(work.device.torch)
@@ -50,6 +51,8 @@ def custom(work: Workload, watch: Watching) -> None:
             schedule.step()  # after the optimizer: the first update uses the first rate
         optimizer.zero_grad()
         watch.step_done(step_loss, norm)
+        if work.evaluates_after(step):
+            watch.evaluate(partial(evaluation.custom, work))
 
 
 def trainer(work: Workload, watch: Watching) -> None:
@@ -61,7 +64,7 @@ def trainer(work: Workload, watch: Watching) -> None:
     from harness.training.trainer import WatchedTrainer, arguments  # a second of imports: only who uses it waits
 
     optimizer = work.optimizer()
-    with tempfile.TemporaryDirectory(prefix="harness-trainer-") as folder, _accelerate_on(work.device.torch):
+    with tempfile.TemporaryDirectory(prefix="harness-trainer-") as folder, accelerate_on(work.device.torch):
         run = WatchedTrainer(
             work=work,
             watch=watch,
@@ -86,7 +89,7 @@ def accelerate(work: Workload, watch: Watching) -> None:
     from harness.training.accelerator import accelerator_for
 
     train = work.train
-    with _accelerate_on(work.device.torch):
+    with accelerate_on(work.device.torch):
         accelerator = accelerator_for(work)
         optimizer = work.optimizer()
         model, optimizer, loader, schedule = accelerator.prepare(
@@ -96,7 +99,7 @@ def accelerate(work: Workload, watch: Watching) -> None:
         model.train()
 
         watch.begin(optimizer, accelerator.scaler)
-        for window in work.windows(loader):
+        for step, window in enumerate(work.windows(loader), start=1):
             step_loss, norm = torch.zeros((), device=accelerator.device), None
             for batch, share in zip(window, work.shares(window), strict=True):
                 loss = work.loss(model(**batch), batch)
@@ -111,23 +114,9 @@ def accelerate(work: Workload, watch: Watching) -> None:
             schedule.step()
             optimizer.zero_grad()
             watch.step_done(step_loss, norm)
+            if work.evaluates_after(step):
+                watch.evaluate(partial(evaluation.with_accelerator, work, accelerator, model))
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
 
 
 LOOPS: dict[str, Loop] = {"custom": custom, "trainer": trainer, "accelerate": accelerate}
-
-
-@contextmanager
-def _accelerate_on(device: torch.device) -> Iterator[None]:
-    """Accelerate, in its own loop and below the Trainer, takes the first GPU unless this variable names another."""
-    name = "ACCELERATE_TORCH_DEVICE"
-    before = os.environ.get(name)
-    if device.type == "cuda" and device.index:
-        os.environ[name] = str(device)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before

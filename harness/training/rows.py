@@ -229,13 +229,47 @@ def open_rows(data: experiment.Data, task: str) -> Rows:
         return _table(data, task)
 
 
+def open_beside(data: experiment.Data, task: str, known: Labels, section: str) -> Table:
+    """Rows that are not trained on, whose classes are those of the rows that are; a stream is read to its limit.
+
+    Args:
+        data: as `Evaluation.rows_beside` makes it.
+        task: reads them.
+        known: the classes of the rows that are trained on.
+        section: of the experiment file, for messages.
+
+    Raises:
+        Unavailable: the Hub cannot be reached and nothing is cached.
+        DataError: the rows cannot be had or used; says which and why.
+    """
+    if data.given:
+        key = "rows" if data.sequences is None else "sequences"
+        shared = replace(known, written=None)
+        return Table(f"{section}.{key}", shared, task, rows=[dict(row) for row in data.given])
+    with _quiet():
+        if not data.streaming:
+            return _table(data, task, known)
+        stream = _stream(data, task, known)
+        read = list(stream)
+    # Their labels are numbers now, whatever they were written as.
+    return Table(
+        name=stream.name,
+        labels=replace(known, written=None),
+        task=task,
+        drops=stream.drops,
+        revision=stream.revision,
+        dropped=stream.dropped,
+        rows=[row for _, row in read],
+    )
+
+
 def _has_classes(data: experiment.Data, task: str) -> bool:
     """Whether the label of a row is one of some classes."""
     labels = (row.get("label", 0) for row in data.given[:1])
     return task == "sequence-classification" and experiment.problem_of(labels, data.problem_type).startswith("single")
 
 
-def _table(data: experiment.Data, task: str) -> Table:
+def _table(data: experiment.Data, task: str, known: Labels | None = None) -> Table:
     found = repository.load(data)
     roles = _roles(data, task, found.columns or (), found.name)
     rows, wanted = found.rows, sorted(set(roles.values()))
@@ -248,7 +282,11 @@ def _table(data: experiment.Data, task: str) -> Table:
     rows = _renamed(rows, roles)
     table = Table(
         name=found.name,
-        labels=_labels(data, found.name, rows, taken) if _has_classes(data, task) else _no_classes(data),
+        labels=_labels_beside(known, found.name, rows.features.get("label"))
+        if known is not None
+        else _labels(data, found.name, rows, taken)
+        if _has_classes(data, task)
+        else _no_classes(data),
         task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
@@ -262,7 +300,7 @@ def _table(data: experiment.Data, task: str) -> Table:
     return table
 
 
-def _stream(data: experiment.Data, task: str) -> Stream:
+def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> Stream:
     found = repository.load(data)
     first: Any = {}
     if found.columns is None:  # csv and json say what columns they have with their first row only
@@ -276,7 +314,9 @@ def _stream(data: experiment.Data, task: str) -> Stream:
         _require_types(found.name, features, roles, data, task)
     return Stream(
         name=found.name,
-        labels=_declared_labels(data, found.name, (features or {}).get(roles["label"]))
+        labels=_labels_beside(known, found.name, (features or {}).get(roles.get("label", "")))
+        if known is not None
+        else _declared_labels(data, found.name, (features or {}).get(roles["label"]))
         if _has_classes(data, task)
         else _no_classes(data),
         task=task,
@@ -353,6 +393,16 @@ def _order(size: int, data: experiment.Data) -> Sequence[int] | None:
 
 def _no_classes(data: experiment.Data) -> Labels:
     return Labels(None, tuple(data.label_names) if data.label_names else None)
+
+
+def _labels_beside(known: Labels, name: str, feature: Any) -> Labels:
+    """The classes of training, as these rows write them: a dataset may number the same names in another order."""
+    own = tuple(feature.names) if getattr(feature, "names", None) else None
+    if own is None or known.names is None:
+        return replace(known, written=None)
+    if not set(own) <= set(known.names):
+        raise DataError(f"{name}: the labels are {_list(own)}, and those of training {_list(known.names)}")
+    return replace(known, written=own if own != known.names else None)
 
 
 def _declared_labels(data: experiment.Data, name: str, feature: Any) -> Labels:

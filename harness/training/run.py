@@ -21,6 +21,7 @@ from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
 from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, workload
+from harness.training.evaluation import EVALUATIONS
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
@@ -28,6 +29,7 @@ from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
 from harness.training.timing import StepClock
 from harness.training.watch import Progress, Watch
+from harness.training.witness import Witness
 from harness.training.workload import Workload
 
 
@@ -87,16 +89,23 @@ def _stages(
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
-    survey = Survey(loaded, work)
+    witness = None if work.split is None else Witness(loaded, work, work.split)
+    survey = Survey(loaded, work, None if witness is None else witness.leakage)
     evidence["data"] = survey.found()
-    watch = _watch(loaded, work, survey, progress)
+    watch = _watch(loaded, work, survey, progress, witness)
     memory = devices.PeakMemory(device)
     memory.watch()
+    evaluate = partial(EVALUATIONS[settings.train.loop], work)
     try:
         with work.products():
+            if witness is not None:
+                witness.take(0, evaluate)
             LOOPS[settings.train.loop](work, watch)
+            if witness is not None:
+                witness.take(work.train.steps, evaluate)
     finally:
         watch.close()
+        evidence["evaluation"] = None if witness is None else witness.found()
         evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
@@ -168,7 +177,9 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: Progress | None) -> Watch:
+def _watch(
+    loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: Progress | None, witness: Witness | None
+) -> Watch:
     followed = set(checkpoint.head_names(work.model))
     names = [name for name, _ in work.model.named_parameters() if not adapters.is_spare(name)]
     if loaded.pretrained or loaded.adapters is not None:
@@ -184,6 +195,7 @@ def _watch(loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: 
         steps=work.train.steps,
         clock=StepClock(work.device.wait),
         progress=progress,
+        witness=witness,
     )
 
 

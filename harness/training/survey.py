@@ -10,6 +10,7 @@ from typing import Any
 from harness import experiment, record
 from harness.training.checkpoint import Loaded
 from harness.training.data import Examples, tokens_of
+from harness.training.leakage import Leakage
 from harness.training.rows import SHOWN, Row, Table
 from harness.training.tasks import Features
 from harness.training.workload import Workload
@@ -24,9 +25,11 @@ class Survey:
     Args:
         loaded: the checkpoint's own tokenizer tells what is unknown.
         work: its examples are looked at as the loop gets them.
+        leakage: looks at each of them, too.
     """
 
-    def __init__(self, loaded: Loaded, work: Workload) -> None:
+    def __init__(self, loaded: Loaded, work: Workload, leakage: Leakage | None = None) -> None:
+        self._leakage = leakage
         self._rows, self._work = loaded.rows, work
         self._unknown = loaded.tokenizer.unk_token_id
         self._special = frozenset(loaded.tokenizer.all_special_ids) - {self._unknown}
@@ -55,6 +58,8 @@ class Survey:
             if index not in self._seen and "row" in features:
                 self._seen.add(index)
                 self._look(features, features["row"])
+                if self._leakage is not None:
+                    self._leakage.look(features)
 
     def found(self) -> record.Data:
         """All that was counted."""

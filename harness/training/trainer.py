@@ -7,8 +7,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from harness.training.evaluation import as_found, loader, split_of
+from harness.training.metrics import measure
+from harness.training.split import Reported
+from harness.training.tasks import Answer
 from harness.training.workload import Watching, Workload
 
 
@@ -31,6 +35,9 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
         accelerator_config={"dispatch_batches": False},  # one process fetches its own, also of a stream
         remove_unused_columns=False,  # the index of an example travels to the collator
         dataloader_pin_memory=work.device.torch.type == "cuda",
+        per_device_eval_batch_size=work.split.batch_size if work.split else train.batch_size,
+        eval_strategy="steps" if work.split and work.split.every else "no",
+        eval_steps=work.split.every if work.split else None,
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
@@ -40,23 +47,84 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
     return said
 
 
-class WatchedTrainer(Trainer):
+class EvaluatingTrainer(Trainer):
+    """The Trainer, with the experiment's split to evaluate on and its metrics."""
+
+    def __init__(self, *, work: Workload, **kwargs: Any) -> None:
+        self._work = work
+        self._answers: tuple[Answer, ...] = ()
+        self.reported = Reported({}, ())
+        """What the last evaluation says."""
+        if work.split is not None:
+            kwargs |= {
+                "eval_dataset": work.split.examples,
+                "compute_metrics": self._metrics,
+                "preprocess_logits_for_metrics": self._kept,
+            }
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The split, in batches that are not noted among those of the training."""
+        split = split_of(self._work)
+        collate = split.drawn.noting(self._work.evaluation_collator())
+        return self.accelerator.prepare(loader(self._work, collate))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and leave the model in the mode it was in: the Trainer leaves it in eval mode."""
+        split = split_of(self._work)
+        with as_found(self.model):
+            said: dict[str, float] = super().evaluate(*args, **kwargs)
+        figures = {name: said[f"eval_{name}"] for name in ("loss", *split.metrics)}
+        self.reported = Reported(figures, self._answers)
+        return said
+
+    def _kept(self, logits: Any, labels: Any) -> Any:
+        """What it keeps of a batch: a tensor, or a tuple of several."""
+        outputs = logits if isinstance(logits, tuple) else (logits,)  # behind them stand hidden states, where there are
+        kept = self._work.task.kept(outputs[: len(self._work.task.outputs)], self._named(labels))
+        return kept[0] if len(kept) == 1 else kept
+
+    def _metrics(self, predictions: EvalPrediction) -> dict[str, float]:
+        split, task = split_of(self._work), self._work.task
+        kept = predictions.predictions if isinstance(predictions.predictions, tuple) else (predictions.predictions,)
+        features = [split.examples[index] for index in range(len(split.examples))]
+        labels = {name: torch.as_tensor(column) for name, column in self._named(predictions.label_ids).items()}
+        self._answers = tuple(task.answers([*map(torch.as_tensor, kept)], labels, features, self._work.tokenizer))
+        return measure(split.metrics, self._answers, split.label_names)
+
+    def _named(self, labels: Any) -> dict[str, Any]:
+        names = self._work.task.labels
+        return dict(zip(names, labels if isinstance(labels, tuple) else (labels,), strict=True))
+
+
+class WatchedTrainer(EvaluatingTrainer):
     """The Trainer, saying when it begins and when a step is done."""
 
     def __init__(self, *, work: Workload, watch: Watching, **kwargs: Any) -> None:
-        self._order, self._drawn = work.order(), work.drawn
+        self._order, self._drawn, self._watch = work.order(), work.drawn, watch
         self.losses: list[torch.Tensor] = []
         """Of the micro-batches of a step, as they were back-propagated."""
         self.norm: Any = None
         """Of the gradients before they were clipped."""
         if work.train.compute_loss_func:
             kwargs["compute_loss_func"] = _over_the_step(work)
-        super().__init__(**kwargs)
+        super().__init__(work=work, **kwargs)
         self._clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = self._noting_the_norm
         self.data_collator: Any = work.drawn.noting(self.data_collator)
-        self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
         self.add_callback(_Tell(self, watch))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate between two steps."""
+
+        def evaluation() -> Reported:
+            super(WatchedTrainer, self).evaluate(*args, **kwargs)
+            return self.reported
+
+        if self._work.evaluates_after(self.state.global_step):  # what is asked after the last step comes later
+            self._watch.evaluate(evaluation)
+        return self.reported.figures
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of a step, and note how long that took."""

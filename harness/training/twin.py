@@ -50,3 +50,12 @@ def silence(model: Any) -> None:
 def is_dropout(name: str, value: object) -> bool:
     """Whether a module's attribute is a dropout probability: ``attention_dropout``, ``dropout_prob``, ``layerdrop``."""
     return "drop" in name and isinstance(value, float) and 0 < value < 1
+
+
+def is_stochastic(module: torch.nn.Module) -> bool:
+    """Whether a module behaves differently in train and eval mode: dropout above 0, or running statistics."""
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+        return bool(module.track_running_stats)
+    return any(is_dropout(name, value) for name, value in vars(module).items())

@@ -23,12 +23,11 @@ from harness.training.checkpoint import digest
 from harness.training.data import Drawing, Drawn
 from harness.training.optimizer import kinds
 from harness.training.rows import Row
+from harness.training.split import Reported
 from harness.training.survey import Survey
 from harness.training.timing import StepClock
-from harness.training.twin import is_dropout
-
-BATCH_TOKENS = 16_384
-"""Distinct batches are kept in a record until they hold this many tokens; digests are kept of all."""
+from harness.training.twin import is_stochastic
+from harness.training.witness import BATCH_TOKENS, Witness
 
 SAMPLE = 65_536
 """Weights, spread evenly over all trainable ones, whose way is followed from step to step."""
@@ -53,6 +52,7 @@ class Watch:
         steps: how many steps are declared.
         clock: of the device.
         progress: told of each step.
+        witness: sees evaluations between steps.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Watch:
         steps: int,
         clock: StepClock,
         progress: Progress | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._model = model
         self._start = dict(start.named_parameters())
@@ -80,6 +81,7 @@ class Watch:
         self._declared = steps
         self._clock = clock
         self._progress = progress
+        self._witness = witness
         self.digest = ""
         """Of the weights before the first step; empty until the loop begins."""
         self.altered: tuple[str, ...] = ()
@@ -139,6 +141,12 @@ class Watch:
         self._note(seconds, loss.detach().float().item(), None if norm is None else float(norm))
         self._columns["watching_seconds"].append(perf_counter() - watching)
         self._clock.start()
+
+    def evaluate(self, evaluation: Callable[[], Reported]) -> None:
+        """Evaluate between two steps, with the clock stopped."""
+        if self._witness is not None:
+            self._witness.take(len(self._columns["loss"]), evaluation)
+            self._clock.start()
 
     def close(self) -> None:
         """Take the hooks off the model and the optimizer."""
@@ -343,15 +351,6 @@ class Watch:
             furthest=self._furthest.get(name),
             gradient=self._gradients.get(name),
         )
-
-
-def is_stochastic(module: torch.nn.Module) -> bool:
-    """Whether a module behaves differently in train and eval mode: dropout above 0, or running statistics."""
-    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    if isinstance(module, torch.nn.modules.batchnorm._NormBase):
-        return bool(module.track_running_stats)
-    return any(is_dropout(name, value) for name, value in vars(module).items())
 
 
 def altered(start: Any, model: Any) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -17,10 +17,11 @@ from transformers import get_scheduler
 from harness import experiment
 from harness.errors import CheckpointError, DataError
 from harness.schedule import warmup
-from harness.training import data, optimizer, tokenizer
+from harness.training import data, optimizer, split, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device, matmul_precision
 from harness.training.rows import Table
+from harness.training.split import Reported, Split
 from harness.training.tasks import Collator, Task, task_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class Watching(Protocol):
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """A step is over; `loss` is what was back-propagated, `norm` that of the gradients before they were clipped."""
+
+    def evaluate(self, evaluation: Callable[[], Reported]) -> None:
+        """Evaluate between two steps; the time it takes belongs to neither."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Workload:
     precision: str
     device: Device
     drawn: data.Drawn
+    split: Split | None = None
+    """What it is evaluated on; none where nothing is declared."""
     fault: Fault | None = None
     """What is wrong on purpose: another process that goes on with the case makes the same mistake."""
 
@@ -159,6 +165,15 @@ class Workload:
             return outputs.loss
         return self.task.summed(outputs, batch["labels"]) / self.task.terms(batch)
 
+    def evaluation_collator(self, *, longest: bool = False) -> Collator:
+        """Pads batches of the split, as declared for training; or to the longest row, if the model can take that."""
+        collator = self.task.evaluation_collator(self.tokenizer, self.model)
+        return _padding(collator, self._fixed if longest else self.padding)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation is declared in the midst of the training, after so many steps."""
+        return bool(self.split and self.split.every and step % self.split.every == 0 and step < self.train.steps)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass; weights stay as they are."""
         if self.precision in _AUTOCAST:
@@ -204,6 +219,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         precision=settings.precision,
         device=device,
         drawn=data.Drawn(),
+        split=split.prepare(loaded, settings, replace(encode, evaluating=True)),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from harness.training.fault import Fault
 from harness.training.faults import (
     collator,
+    evaluation,
     head,
     label,
     loading,
@@ -41,6 +42,7 @@ FAULTS: tuple[Fault, ...] = (
     *schedule.FAULTS,
     *loop.FAULTS,
     *trainer.FAULTS,
+    *evaluation.FAULTS,
     *saving.FAULTS,
 )
 """In the order of a training: from the text to what is saved."""

@@ -105,22 +105,25 @@ def relabelled(work: Workload, change: Callable[[int, Row], Row]) -> Workload:
         return replace(
             work, examples=data.Ahead(right.rows, right.encode, right.train, right.shuffle_buffer, change=change)
         )
+    return replace(work, examples=Changed(work.examples, change))
 
-    class Changed(data.Examples):
-        def __init__(self, right: Any) -> None:
-            self._right, self.lengths, self.lost = right, right.lengths, right.lost
-            self.rows, self.encode = right.rows, right.encode
 
-        def like(self, rows: Any) -> Changed:
-            return Changed(self._right.like(rows))
+class Changed(data.Examples):
+    """Examples, each of whose features are ``change(index, features)``."""
 
-        def __len__(self) -> int:
-            return len(self._right)
+    def __init__(self, right: data.Examples, change: Callable[[int, Row], Row]) -> None:
+        self._right, self._change = right, change
+        self.lengths, self.lost, self.rows, self.encode = right.lengths, right.lost, right.rows, right.encode
 
-        def __getitem__(self, index: int) -> Row:
-            return change(index, self._right[index])
+    def like(self, rows: Any) -> Changed:
+        """Other rows, changed likewise."""
+        return Changed(self._right.like(rows), self._change)
 
-    return replace(work, examples=Changed(work.examples))
+    def __len__(self) -> int:
+        return len(self._right)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._change(index, self._right[index])
 
 
 def encoded(work: Workload, tokenizer: Callable[..., Any], max_length: int | None = None) -> Workload:

@@ -10,6 +10,7 @@ from harness.training.probes.adapted import adapted
 from harness.training.probes.dependence import dependence
 from harness.training.probes.determinism import determinism
 from harness.training.probes.equivalence import equivalence
+from harness.training.probes.evaluation import evaluation
 from harness.training.probes.overfit import overfit
 from harness.training.probes.padding import padding
 from harness.training.probes.prior import prior
@@ -27,6 +28,7 @@ PROBES: dict[str, Probe] = {
     "dependence": dependence,
     "steps": steps,
     "saved": saved,
+    "evaluation": evaluation,
     "prior": prior,
     "replay": replay,
     "overfit": overfit,

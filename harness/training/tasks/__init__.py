@@ -13,6 +13,7 @@ from harness.training.tasks import (
     token_classification,
 )
 from harness.training.tasks.task import IGNORED as IGNORED
+from harness.training.tasks.task import Answer as Answer
 from harness.training.tasks.task import Collator as Collator
 from harness.training.tasks.task import Features as Features
 from harness.training.tasks.task import Task as Task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,16 @@ from harness import experiment
 from harness.errors import CheckpointError
 from harness.training.tasks.task import (
     IGNORED,
+    Answer,
     Collator,
     Features,
     Task,
     Tensors,
     columns,
+    counted,
     cross_entropy,
     ended,
+    predicted,
     supervised,
 )
 
@@ -101,6 +104,16 @@ class CausalLM(Task):
     def terms(self, labels: Tensors) -> int:
         """Labels with a token before them."""
         return supervised(labels["labels"][:, 1:])
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """Each label beside the logits one token before it."""
+        return predicted(outputs[0][:, :-1], labels["labels"][:, 1:])
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """Tokens right, tokens to predict, and their loss."""
+        return counted(kept)
 
     def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
         """Whether nothing is left to be learnt, or an answer has lost its end."""

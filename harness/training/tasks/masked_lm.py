@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, DataCollatorWithPadding
+from transformers import (
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
 
 from harness import experiment
 from harness.errors import CheckpointError
-from harness.training.tasks.task import IGNORED, Collator, Features, Task, Tensors, cross_entropy, supervised
+from harness.training.tasks.task import (
+    IGNORED,
+    Answer,
+    Collator,
+    Features,
+    Task,
+    Tensors,
+    counted,
+    cross_entropy,
+    predicted,
+    supervised,
+)
 
 
 class MaskedLM(Task):
@@ -35,8 +52,8 @@ class MaskedLM(Task):
     def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
         """The text, and the label that each of its tokens has where it is drawn: special tokens are not."""
         encoded = tokenizer(row["text"], truncation=True, max_length=max_length)
-        special = set(tokenizer.all_special_ids)
-        return {**encoded, "labels": [IGNORED if token in special else token for token in encoded["input_ids"]]}
+        drawn_never = special(tokenizer)
+        return {**encoded, "labels": [IGNORED if token in drawn_never else token for token in encoded["input_ids"]]}
 
     def collator(self, tokenizer: Any, model: Any) -> Collator:
         """Hides tokens."""
@@ -55,3 +72,51 @@ class MaskedLM(Task):
     def terms(self, labels: Tensors) -> int:
         """Drawn tokens."""
         return supervised(labels["labels"])
+
+    def encode_to_evaluate(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """The text with tokens hidden once and for all, so that every evaluation asks the same.
+
+        They are drawn from the seed and the text alone. A text of which none is drawn has its middle token hidden:
+        it would ask nothing.
+        """
+        found = []
+        for features in self.encode(rows, tokenizer, max_length):
+            hide = DataCollatorForLanguageModeling(
+                tokenizer, mlm_probability=self.masked, seed=_seed(self.seed, features)
+            )
+            hidden = {name: values[0].tolist() for name, values in hide([dict(features)]).items()}
+            if all(label == IGNORED for label in hidden["labels"]):
+                ordinary = [
+                    place for place, token in enumerate(features["input_ids"]) if token not in special(tokenizer)
+                ]
+                if ordinary:
+                    place = ordinary[len(ordinary) // 2]
+                    hidden["labels"][place] = features["input_ids"][place]
+                    hidden["input_ids"][place] = tokenizer.mask_token_id
+            found.append({**features, **hidden})
+        return found
+
+    def evaluation_collator(self, tokenizer: Any, model: Any) -> Collator:
+        """Pads labels with -100."""
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """Each label beside the logits at its own place."""
+        return predicted(outputs[0], labels["labels"])
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """Tokens right, tokens to predict, and their loss."""
+        return counted(kept)
+
+
+def special(tokenizer: Any) -> frozenset[int]:
+    """Ids that stand for no text."""
+    return frozenset(tokenizer.all_special_ids)
+
+
+def _seed(seed: int, features: Features) -> int:
+    """A seed for one text."""
+    ids = repr((seed, features["input_ids"])).encode()
+    return int.from_bytes(hashlib.blake2b(ids, digest_size=4).digest(), "big")

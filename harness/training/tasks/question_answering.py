@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from harness import experiment
 from harness.errors import CheckpointError
-from harness.training.tasks.task import Features, Task, Tensors, cross_entropy
+from harness.training.tasks.task import Answer, Features, Task, Tensors, cross_entropy
 
 
 class QuestionAnswering(Task):
@@ -50,6 +50,32 @@ class QuestionAnswering(Task):
             "end_positions": 0 if lost else max(places),
         }
 
+    def encode_to_evaluate(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """Beside it, where in the text each token stands: an answer is text."""
+        found = self.encode(rows, tokenizer, max_length)
+        for row, features in zip(rows, found, strict=True):
+            encoded = _encoded(row, tokenizer, max_length)
+            parts = encoded.sequence_ids()
+            features["offsets"] = [
+                tuple(span) if part == 1 else None for span, part in zip(encoded["offset_mapping"], parts, strict=True)
+            ]
+        return found
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """The scores of each token as the first and as the last one of the answer."""
+        return tuple(scores.float() for scores in outputs)
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """The words between first and last token of the best span; no words where that is token 0 (SQuAD 2)."""
+        for start, end, row in zip(*kept, features, strict=True):
+            offsets, context = row["offsets"], row["row"]["context"]
+            inside = [0, *(place for place, span in enumerate(offsets) if span is not None)]
+            first, last = best_span(start[inside], end[inside])
+            said = context[offsets[inside[first]][0] : offsets[inside[last]][1]] if first else ""
+            yield Answer(said, row["row"]["answer"])
+
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Half of the sum of two cross-entropies, each over the places of the text."""
         both = [cross_entropy(z, labels[name]) for z, name in zip(logits, self.labels, strict=True)]
@@ -58,6 +84,20 @@ class QuestionAnswering(Task):
     def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
         """Whether the answer is cut off."""
         return bool(features["end_positions"] == 0)
+
+
+def best_span(start: torch.Tensor, end: torch.Tensor) -> tuple[int, int]:
+    """First and last place of the span whose two scores add up to most; the first of them is 0 alone, or no part.
+
+    Args:
+        start: of each place, as the first one; place 0 means that there is no answer.
+        end: of each place, as the last one.
+    """
+    sums = start[:, None] + end[None, :]
+    allowed = torch.ones_like(sums, dtype=torch.bool).triu()
+    allowed[0, 1:] = False
+    best = int(sums.where(allowed, torch.full_like(sums, -torch.inf)).argmax())
+    return divmod(best, len(start))
 
 
 def span(row: experiment.Row) -> tuple[int, int]:

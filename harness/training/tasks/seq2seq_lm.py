@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from harness import experiment
-from harness.training.tasks.task import Collator, Features, Task, Tensors, cross_entropy, ended, supervised
+from harness.training.tasks.task import (
+    Answer,
+    Collator,
+    Features,
+    Task,
+    Tensors,
+    counted,
+    cross_entropy,
+    ended,
+    predicted,
+    supervised,
+)
 
 
 class Seq2SeqLM(Task):
@@ -49,6 +60,16 @@ class Seq2SeqLM(Task):
     def terms(self, labels: Tensors) -> int:
         """Tokens of the targets."""
         return supervised(labels["labels"])
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """Each label beside the logits at its own place."""
+        return predicted(outputs[0], labels["labels"])
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """Tokens right, tokens to predict, and their loss."""
+        return counted(kept)
 
     def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
         """Whether the target has lost its end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
 from harness import experiment
-from harness.training.tasks.task import Features, Task, Tensors, cross_entropy
+from harness.training.tasks.task import Answer, Features, Task, Tensors, cross_entropy
 
 FORMULAS = {
     "single_label_classification": "cross-entropy",
@@ -70,6 +70,19 @@ class SequenceClassification(Task):
         if self.problem == "multi_label_classification":
             return functional.binary_cross_entropy_with_logits(z, labels.float(), reduction="sum")
         return super().summed(outputs, labels)
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """The class; the classes with a score above 0, which is a probability above a half; or the number."""
+        if self.problem == "single_label_classification":
+            yield from super().answers(kept, labels, features, tokenizer)
+        elif self.problem == "regression":
+            for number, meant in zip(kept[0].flatten().tolist(), labels["labels"].flatten().tolist(), strict=True):
+                yield Answer(number, meant)
+        else:
+            for scores, label in zip(kept[0], labels["labels"], strict=True):
+                yield Answer(tuple((scores > 0).long().tolist()), tuple(label.long().tolist()))
 
     def configuration(self) -> dict[str, Any]:
         """The number of classes; and the problem, unless transformers guesses it right from whole numbers."""

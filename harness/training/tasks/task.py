@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +21,16 @@ Tensors = Mapping[str, torch.Tensor]
 
 IGNORED = -100
 """The label that torch's cross-entropy leaves out."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said of one example, and what was to be said: plain numbers, lists or text."""
+
+    said: Any
+    meant: Any
+    loss: float = math.nan
+    """Summed over the tokens of a language model that were to be predicted; of other tasks there is none."""
 
 
 class Task(ABC):
@@ -104,6 +116,37 @@ class Task(ABC):
         """One that draws nothing at random, where `collator` does; it may leave out the labels."""
         return None
 
+    def encode_to_evaluate(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
+        """As `encode`, with everything drawn that `collator` would draw."""
+        return self.encode(rows, tokenizer, max_length)
+
+    def evaluation_collator(self, tokenizer: Any, model: Any) -> Collator:
+        """Pads a batch of such examples, labels included, and draws nothing."""
+        return self.collator(tokenizer, model)
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """What an evaluation keeps of a batch: little, with a row for each example.
+
+        Args:
+            outputs: the model's, as named in `outputs`.
+            labels: the arguments named in `labels`.
+        """
+        return (outputs[0].float(),)
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """The answer to each example: the class with the highest score, unless a task says otherwise.
+
+        Args:
+            kept: as `kept` gave it, of one batch or of many; rows may be padded further.
+            labels: likewise.
+            features: of the same examples.
+            tokenizer: that encoded them.
+        """
+        for scores, label in zip(kept[0], labels[self.labels[0]], strict=True):
+            yield Answer(int(scores.argmax()), int(label))
+
     def configuration(self) -> dict[str, Any]:
         """What the model's config has to say of the head."""
         return {}
@@ -146,6 +189,26 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float =
     picked = logits.gather(-1, labels.view(-1, 1)).squeeze(-1)
     said = (1 - smoothing) * picked + smoothing * logits.mean(-1) if smoothing else picked
     return (logits.logsumexp(-1) - said).mean()
+
+
+def predicted(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of each example: how many labels have the highest logits, how many there are, and the sum of their losses.
+
+    Args:
+        logits: examples x places x values.
+        labels: examples x places, each the label of its place; -100 where there is none.
+    """
+    there = labels != IGNORED
+    known = labels.where(there, torch.zeros_like(labels))
+    losses = logits.float().log_softmax(-1).gather(-1, known.unsqueeze(-1)).squeeze(-1).neg().double()
+    right = (logits.argmax(-1) == labels) & there
+    return right.sum(-1), there.sum(-1), (losses * there).sum(-1)
+
+
+def counted(kept: Sequence[torch.Tensor]) -> Iterator[Answer]:
+    """The answers of a language model: how many tokens are right, of how many, and what they lost."""
+    for right, there, loss in zip(*(column.tolist() for column in kept), strict=True):
+        yield Answer(right, there, loss)
 
 
 def supervised(labels: torch.Tensor) -> int:

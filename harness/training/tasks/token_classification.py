@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 
 from harness import experiment
 from harness.errors import CheckpointError
-from harness.training.tasks.task import IGNORED, Collator, Features, Task, Tensors, cross_entropy, supervised
+from harness.training.tasks.task import IGNORED, Answer, Collator, Features, Task, Tensors, cross_entropy, supervised
 
 
 class TokenClassification(Task):
@@ -53,6 +53,18 @@ class TokenClassification(Task):
     def terms(self, labels: Tensors) -> int:
         """Tokens that have a label."""
         return supervised(labels["labels"])
+
+    def kept(self, outputs: Sequence[torch.Tensor], labels: Tensors) -> tuple[torch.Tensor, ...]:
+        """The class of each token."""
+        return (outputs[0].argmax(-1),)
+
+    def answers(
+        self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any
+    ) -> Iterator[Answer]:
+        """The class of each word that has a token."""
+        for classes, meant in zip(kept[0], labels["labels"], strict=True):
+            there = meant != IGNORED
+            yield Answer(classes[there].tolist(), meant[there].tolist())
 
     def configuration(self) -> dict[str, Any]:
         """The number of classes."""
