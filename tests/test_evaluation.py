@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from trial import SEQUENCES, attempt, case, settings, train
 
@@ -238,7 +239,10 @@ def test_the_record_does_not_grow_with_the_rows() -> None:
 # What is measured
 
 
-@pytest.fixture(scope="module", params=[(name, loop) for name in TRIALS for loop in LOOPS], ids="-".join)
+RUNS = [(name, loop) for name in TRIALS for loop in LOOPS if loop != "accelerate" or name in ("texts", "next")]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
 def ran(request: pytest.FixtureRequest) -> tuple[str, str, Record]:
     """Each kind of task, evaluated in each loop."""
     name, loop = request.param
@@ -269,7 +273,7 @@ def test_figures_are_those_of_the_answers(ran: tuple[str, str, Record]) -> None:
             kept = {
                 "said": score.answers.said,
                 "meant": score.answers.meant,
-                "loss": score.answers.loss,
+                "nll": score.answers.loss,
                 "terms": terms,
             }
             again = expected(metric, kept, record.settings["task"], found.label_names)
@@ -285,9 +289,10 @@ def test_figures_are_those_of_the_answers(ran: tuple[str, str, Record]) -> None:
 
 def test_loops_measure_alike() -> None:
     """Both loops start from the same weights, so before training they say the same."""
-    one, other = (evaluated(train(trial("texts", loop), SHELF)) for loop in LOOPS)
-    assert one.scores[0].answers == other.scores[0].answers
-    assert one.scores[0].figures == pytest.approx(other.scores[0].figures)
+    one, *others = (evaluated(train(trial("texts", loop), SHELF)) for loop in LOOPS)
+    for other in others:
+        assert one.scores[0].answers == other.scores[0].answers
+        assert one.scores[0].figures == pytest.approx(other.scores[0].figures)
 
 
 def test_evaluating_in_the_midst_changes_nothing() -> None:
@@ -426,6 +431,7 @@ KINDS: dict[str, tuple[str, st.SearchStrategy[Answer], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings_of_hypothesis(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_library_table_and_formula_say_the_same(kind: str, data: st.DataObject) -> None:
     """Each metric three times: by the library, of the table that is resampled, and by the formula of the law."""
@@ -501,12 +507,20 @@ def test_every_fault_of_evaluations_is_caught() -> None:
     assert CAUGHT.keys() == {fault.name for fault in FAULTS}
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+IN_THE_TRAINER = (
+    "last_batch_filled_up",
+    "evaluation_leaves_eval_mode",
+    "metric_averaged_over_batches",
+    "padding_counted",
+    "evaluation_draws_from_the_training",
+)
+"""Those that are made in code of its own."""
+MADE = [(fault, loop) for fault in FAULTS for loop in LOOPS[:2] if loop == "custom" or fault.name in IN_THE_TRAINER]
+
+
+@pytest.mark.parametrize(("fault", "loop"), MADE, ids=lambda value: getattr(value, "name", value))
 def test_the_law_sees_the_fault(fault: Any, loop: str) -> None:
     """Of the laws over evaluations it breaks that one, which explains any other, and no more than the healthy run."""
-    if loop not in fault.loops:
-        pytest.skip("not a mistake of this loop")
     name, law, says = CAUGHT[fault.name]
     made = trial(name, loop)
     record = run(made, shelf=SHELF, root=made.path.parent, fault=fault)
