@@ -69,5 +69,7 @@ class Journal:
 
 
 def _key(case: Case, fault: Described) -> str:
-    said = json.dumps([case.declared(), fault.name], sort_keys=True, default=str)
+    # Without the defaults, so that a setting which a later version brings changes nothing.
+    settings = case.settings.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)
+    said = json.dumps([case.name, str(case.settings.checkpoint), settings, fault.name], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
