@@ -53,6 +53,42 @@ def test_every_token_is_found(architecture: str) -> None:
     assert min(found["own"]) > 0
 
 
+TEXTS = {"task": "causal-lm", "data": {"rows": [{"text": text} for text in ("it was cold", "a warm soup", "bread")]}}
+"""Of a language model."""
+
+
+def test_a_table_with_a_layer_of_its_own_is_found() -> None:
+    """Inkling's embedding of tokens holds a norm: it looks them up all the same."""
+    assert dependence(*prepared("inkling_text", **TEXTS))["dead"] == [[], [], []]
+
+
+def test_a_model_that_computes_gradients_in_train_mode_only() -> None:
+    """Reformer refuses them in eval mode: its twin, which drops nothing in either, is asked in train mode."""
+    found = dependence(*prepared("reformer", SHORT))
+    assert (found["others"], found["padding"], min(found["own"]) > 0) == (0, 0, True)
+
+
+def test_what_a_module_keeps_of_a_forward_pass_can_be_copied() -> None:
+    """RecurrentGemma keeps its last states, which hang on the graph: the copy has their values, the model its graph."""
+    _, work = prepared("recurrent_gemma", **TEXTS)
+    loss = work.model.train()(**work.collator()([features(work, 0)])).loss
+    kept = [m.recurrent_states for m in work.model.modules() if hasattr(m, "recurrent_states")]
+    copies = [m.recurrent_states for m in twin(work.model).modules() if hasattr(m, "recurrent_states")]
+    assert any(one is not None and one.requires_grad for one in kept)
+    assert all(one is None or torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
+    loss.backward()
+
+
+def test_a_twin_stays_quiet_where_modules_are_made_anew() -> None:
+    """BigBird makes another attention for short texts in its first forward pass, whose dropout the config says."""
+    _, work = prepared("big_bird")
+    model = twin(work.model)
+    batch = work.collator()([features(work, 0)])
+    model(**batch)
+    assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0] == []
+    assert work.model.config.attention_probs_dropout_prob > 0
+
+
 @pytest.mark.parametrize("architecture", ["xlnet", "longformer", "bart"])
 def test_an_ignored_token_is_found(architecture: str) -> None:
     """Positions that go on counting do not stand in for a word that is zeroed where it was looked up."""

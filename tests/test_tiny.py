@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from harness.errors import HarnessError
@@ -133,6 +133,15 @@ def test_keeps_every_kind_of_layer(model_type, field, kinds):
     """A few layers show every kind that the full model has."""
     config = tiny(model_type)
     assert getattr(config, field) == kinds
+
+
+def test_fields_of_single_layers():
+    """Gemma 4's layers of full attention have wider heads than the others, and the config tells no width of all."""
+    config = configure("gemma4_text", size="tiny", vocab_size=100, overrides={})
+    widths = {kind: config.per_layer_config[layer].head_dim for layer, kind in enumerate(config.layer_types)}
+    assert widths["full_attention"] == 2 * widths["sliding_attention"]
+    model = AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
 
 
 def test_widths_keep_their_ratios():

@@ -93,6 +93,12 @@ def shrink(config: PreTrainedConfig, *, vocab_size: int, keep: Mapping[str, Any]
             changes[name] = shrink(value, vocab_size=vocab_size, keep=keep.get(name))
         elif name not in keep:
             changes[name] = _resized(name, value, scale)
+    if own := _own_of_layers(config):
+        changes["per_layer_config"] = {
+            new: {name: _resized(name, value, scale) for name, value in own[old].items()}
+            for new, old in enumerate(scale.layers)
+            if old in own
+        }
     return _rebuilt(config, changes)
 
 
@@ -185,7 +191,7 @@ def _kernel(old: int, scale: _Scale) -> int:
 _RULES: tuple[tuple[str, Callable[[int, _Scale], int]], ...] = (
     # Tables.
     (r"^vocab_size$", lambda old, scale: scale.vocabulary),
-    (r"vocab_size$", lambda old, scale: min(old, scale.vocabulary)),
+    (r"vocab_size", lambda old, scale: min(old, scale.vocabulary)),
     (r"hash_buckets$", _at_most(VOCABULARY)),
     # How many tokens attention may pick by their content is no size of the model. Short text is attended to in full, as
     # in the real model; with a small number the choice, and so the result, would depend on padding.
@@ -194,6 +200,7 @@ _RULES: tuple[tuple[str, Callable[[int, _Scale], int]], ...] = (
     (r"2d_position", lambda old, scale: old),
     (r"position(s|_embeddings)$|max_seq_len$|seq_length$", _positions),
     # Depth. The first layer of a period, and the first dense layers of a mixture, leave room for the other kind.
+    (r"shared_layers$", _at_most(1)),
     (r"(^|_)period$|(^|_)interval$|_pattern$|_step$|every_n_layers$", _at_most(LAYERS)),
     (r"_offset$|first_k_dense", _at_most(1)),
     (r"(^|_)layers$|^n_layer$|^num_layer$|^depth$|max_depth$|self_attends_per_block$", _layer_count),
@@ -372,7 +379,7 @@ def _wanted_layers(config: PreTrainedConfig, old_layers: int, keep: Mapping[str,
 
 def _leading(config: PreTrainedConfig, name: str, resize: Callable[[int, _Scale], int]) -> int:
     """The value of the field `name` or, where the class has no such synonym, of its first field of that kind; or 0."""
-    value = getattr(config, name, None)
+    value = _value(config, name)
     if type(value) is int:
         return value
     return next((value for name, value in _numbers(config) if _rule(name) is resize), 0)
@@ -413,8 +420,25 @@ def _numbers(config: PreTrainedConfig) -> list[tuple[str, int]]:
 
 def _values(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields that the class is built from, without the numbers that it works out from others."""
-    derived = {name for name in _derived(config) if type(getattr(config, name)) is int}
-    return {name: getattr(config, name) for name in _fields(config) if name not in derived}
+    derived = {name for name in _derived(config) if type(_value(config, name)) is int}
+    return {name: _value(config, name) for name in _fields(config) if name not in derived}
+
+
+def _value(config: PreTrainedConfig, name: str) -> Any:
+    """A field that its layers may override: the config refuses to say what holds for the others."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
+
+
+def _plain(value: Any) -> Any:
+    """Something that can be compared: configs of layers that differ cannot."""
+    return value.to_dict() if isinstance(value, PreTrainedConfig) else value
+
+
+def _own_of_layers(config: PreTrainedConfig) -> dict[int, dict[str, Any]]:
+    """The fields that some layers have values of their own for, by layer; none in most architectures."""
+    if not getattr(config, "is_heterogeneous", False):  # of transformers 5.23; earlier ones have no such configs
+        return {}
+    return {int(layer): dict(own) for layer, own in config.to_dict()["per_layer_config"].items()}
 
 
 def _derived(config: PreTrainedConfig) -> set[str]:
@@ -424,8 +448,8 @@ def _derived(config: PreTrainedConfig) -> set[str]:
         name
         for name, declared in _fields(config).items()
         if (declared is None or isinstance(declared, str))
-        and getattr(config, name) != declared
-        and getattr(config, name) == getattr(default, name)
+        and _value(config, name) != declared
+        and _plain(_value(config, name)) == _plain(_value(default, name))
     }
 
 
@@ -439,7 +463,7 @@ def _rebuilt(config: PreTrainedConfig, changes: Mapping[str, Any]) -> PreTrained
     kept = _fields(config).keys() - _derived(config)
     if "num_labels" in changes:
         kept -= {"id2label", "label2id"}
-    return type(config)(**{name: getattr(config, name) for name in kept} | dict(changes))
+    return type(config)(**{name: _value(config, name) for name in kept} | dict(changes))
 
 
 def _nested(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:

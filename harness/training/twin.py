@@ -13,14 +13,27 @@ from typing import Any
 
 import torch
 
+from harness.training.tiny import set_dropout
+
 
 def twin(model: Any) -> Any:
     """A deep copy of `model` in fp32 on the CPU that draws no random numbers, in eval mode."""
-    other = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    other = copied(model).to("cpu", torch.float32).eval()
     for parameter in other.parameters():
         parameter.grad = None
     silence(other)
+    for config in (other.config, other.config.get_text_config()):
+        set_dropout(config, 0.0, keep={})  # BigBird makes its attention anew in the first forward pass
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # nothing is generated, and RWKV's cache is changed in place
     return other
+
+
+def copied(model: Any) -> Any:
+    """A deep copy. What a module has kept of its last forward pass (RecurrentGemma's states) is cut off the graph."""
+    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in kept if not value.is_leaf}
+    return copy.deepcopy(model, memo)
 
 
 @contextmanager

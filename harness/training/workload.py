@@ -191,7 +191,9 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 
 def _padding(collator: Collator, said: dict[str, Any]) -> Collator:
-    """The collator, told how to pad."""
+    """The collator, told how to pad; one that pads to a multiple alone is told that length, for no row is longer."""
+    if "max_length" in said and not hasattr(collator, "max_length") and hasattr(collator, "pad_to_multiple_of"):
+        said = {"pad_to_multiple_of": said["max_length"]}
     for name, value in said.items():
         if not hasattr(collator, name):
             raise CheckpointError(f"train.{name}: {type(collator).__name__}, which collates for the task, cannot")
