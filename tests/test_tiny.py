@@ -139,7 +139,7 @@ def test_fields_of_single_layers():
     """Gemma 4's layers of full attention have wider heads than the others, and the config tells no width of all."""
     config = configure("gemma4_text", size="tiny", vocab_size=100, overrides={})
     widths = {kind: config.per_layer_config[layer].head_dim for layer, kind in enumerate(config.layer_types)}
-    assert widths["full_attention"] == 2 * widths["sliding_attention"]
+    assert widths["full_attention"] > 2 * widths["sliding_attention"] > 0
     model = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
 
