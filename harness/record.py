@@ -318,6 +318,8 @@ class Optimizer(Part):
     """Trainable parameters of the model that it does not hold."""
     twice: tuple[str, ...] = ()
     """Parameters that it holds more than once."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that it holds although they are not trained."""
     strangers: int = 0
     """Tensors that it holds and the model does not have."""
 

@@ -56,11 +56,13 @@ def finished(case: Case, **changes: Any) -> Record:
         "seconds": (SECONDS * train.steps)[: train.steps],
         "learning_rate": (train.learning_rate,) * train.steps,
     }
+    group = records.HEALTHY.optimizer.groups[0].model_copy(update={"learning_rate": train.learning_rate})
     fields = {
         **case.declared(),
         "data": records.record(data={"rows": len(case.settings.data.sequences or ())}).data,
         "environment": ENVIRONMENT,
         "steps": records.steps(*losses, **columns),
+        "optimizer": records.HEALTHY.optimizer.model_copy(update={"groups": (group,)}),
         "memory": Memory(peak_bytes=3 * 2**20, kind="resident in the process"),
         "probes": {name: evidence for name, evidence in records.HEALTHY.probes.items() if name in case.probes},
     }

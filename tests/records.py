@@ -98,6 +98,13 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "padded_tokens": (12,) * count,
         "digest": tuple({"input_ids": f"ids of {turn.step}", "labels": f"labels of {turn.step}"} for turn in turns),
         "examples": tuple(turn.examples for turn in turns),
+        "group_rates": ((RATE,),) * count,
+        "gradient_norm": (1.2,) * count,
+        "gradient_norm_before": (None,) * count,
+        "loss_scale": (None,) * count,
+        "loss_weights": ((1.0,),) * count,
+        "update": (RATE,) * count,
+        "unmoved": (0.0,) * count,
         "graphs": (0,) * count,
     }
     return Steps(**{**fields, **columns})
@@ -145,6 +152,7 @@ PROBES: dict[str, dict[str, Any]] = {
         "dead": [[], [], [], []],
     },
     "steps": {"steps": [TWIN_STEP, TWIN_STEP, TWIN_STEP]},
+    "accumulation": {"terms": [3, 2], "loss": [0.7, 0.7], "gradient": 2e-7, "scale": 1.0},
     "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
     "prior": {"causal": False, "vocabulary": 30522, "predictions": 146, "loss": 2.9, "permuted": 11.4},
     "evaluation": {

@@ -24,6 +24,7 @@ from harness.laws import (
     rows,
     slow,
     state,
+    step,
     training,
 )
 from harness.laws.law import OUTCOMES, Law, NoOptions, Outcome, Verdict, broken, held, invalid, law, not_applicable
@@ -71,9 +72,14 @@ LAWS: tuple[Law, ...] = (
     adapter.adapters_change,
     optimizer.optimizer_covers_trainable,
     optimizer.schedule_followed,
+    step.clipping_bounds,
+    step.scaler_used_right,
+    step.updates_not_lost,
+    step.frozen_stay,
     state.dropout_on_in_training,
     state.no_graph_kept,
     state.save_reload_equal,
+    step.accumulation_equivalent,
     objective.loss_is_the_declared_one,
     objective.gradient_is_the_declared_one,
     objective.update_is_the_declared_one,
@@ -108,7 +114,7 @@ def judge_together(records: Sequence[Record], laws: Iterable[Law] = LAWS) -> tup
     laws = tuple(law for law in laws if law.axis is not None)
     ordered = sorted(records, key=lambda record: (record.experiment, record.case))
     by_file = [(file, tuple(cases)) for file, cases in groupby(ordered, key=lambda record: record.experiment)]
-    return tuple(_judge_several(law, cases, about=file) for file, cases in by_file for law in laws)
+    return tuple(_with_known(_judge_several(law, cases, file), cases) for file, cases in by_file for law in laws)
 
 
 def not_finished(record: Record) -> str:
@@ -124,12 +130,20 @@ def _judge_one(law: Law, record: Record) -> Verdict:
     return replace(not_applicable(not_finished(record)), law=law.name, about=record.name)
 
 
+def _with_known(verdict: Verdict, cases: tuple[Record, ...]) -> Verdict:
+    """The verdict, which names a known defect where one of the cases that do not agree has what it takes."""
+    for record in cases:
+        if record.name in verdict.between and (explained := known.explained(verdict, record)) != verdict:
+            return explained
+    return verdict
+
+
 def _judge_several(law: Law, cases: tuple[Record, ...], about: str) -> Verdict:
     """Cases that turn the law off are left out, unless all do; those that expect it to be broken are judged apart."""
     on = tuple(case for case in cases if case.invariants.get(law.name) is not False) or cases
-    known = tuple(case for case in on if law.name in case.expect_broken)
+    expecting = tuple(case for case in on if law.name in case.expect_broken)
     others = tuple(case for case in on if law.name not in case.expect_broken)
-    verdicts = [law.judge(group, about=about) for group in (others, known) if group]
+    verdicts = [law.judge(group, about=about) for group in (others, expecting) if group]
     if len(verdicts) < 2 or any(verdict.outcome == "not applicable" for verdict in verdicts):
         return law.judge(on, about=about)  # all are of one kind, or a case expects what its counterpart does not
     verdict, expected = verdicts

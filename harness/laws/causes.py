@@ -9,10 +9,11 @@ from harness.laws.law import Verdict
 
 _DATA = ("tokens_match_tokenizer", "padding_mask_correct", "labels_travel", "every_example_once")
 _MODEL = ("head_is_new", "dropout_on_in_training", "padding_changes_nothing", "examples_stay_apart")
-_OBJECTIVE = ("loss_is_the_declared_one", "gradient_is_the_declared_one")
+_OBJECTIVE = ("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one")
+_STEP = ("scaler_used_right", "clipping_bounds", "updates_not_lost", "frozen_stay")
 _OPTIMIZER = ("optimizer_covers_trainable", "schedule_followed", "update_is_the_declared_one")
 _EVALUATION = ("evaluation_reads_the_split", "model_in_eval_mode", "evaluation_is_right")
-_EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_OPTIMIZER)
+_EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_STEP, *_OPTIMIZER)
 
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer"),
@@ -20,10 +21,12 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "every_token_counts": ("padding_mask_correct", "tokens_match_tokenizer"),
     "pretraining_shows": ("head_is_new", "tokens_match_tokenizer"),
     "loss_finite": ("head_is_new", "padding_changes_nothing", "schedule_followed"),
-    "gradient_is_the_declared_one": ("loss_is_the_declared_one",),
+    "accumulation_equivalent": ("padding_changes_nothing", "examples_stay_apart"),
+    "loss_is_the_declared_one": ("accumulation_equivalent",),
+    "gradient_is_the_declared_one": ("accumulation_equivalent", "loss_is_the_declared_one", "clipping_bounds"),
     "update_is_the_declared_one": ("optimizer_covers_trainable", "schedule_followed"),
-    "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
-    "backbone_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_OPTIMIZER),
+    "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_STEP, *_OPTIMIZER),
+    "backbone_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_STEP, *_OPTIMIZER),
     "loss_decreases": _EVERYTHING,
     "head_is_new": ("evaluation_changes_nothing",),
     "evaluation_changes_nothing": ("model_in_eval_mode",),

@@ -25,7 +25,7 @@ def page(laws: Iterable[Law]) -> str:
 
 def _known() -> str:
     """The known defects, as a table."""
-    rows = [(d.law, d.library, d.seen, d.what, d.remedy, d.thread) for d in DEFECTS]
+    rows = [(", ".join(d.laws), d.library, d.seen, d.what, d.remedy, d.thread) for d in DEFECTS]
     headers = ("law", "library", "last seen", "what is wrong", "remedy", "thread")
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     return f"{_DEFECTS}\n\n{table}"

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from harness.laws.declared import train
 from harness.laws.law import Verdict
 from harness.record import Record
+
+_COUNTED = ("causal-lm", "question-answering")
+"""Tasks whose models count, or where there is nothing to count."""
 
 
 @dataclass(frozen=True)
 class Defect:
     """What is wrong in a library, where it shows, and what helps."""
 
-    law: str
+    laws: tuple[str, ...]
     library: str
     """With the versions in which it was seen."""
     seen: str
@@ -28,9 +32,37 @@ class Defect:
 _PER_TOKEN = ("token-classification", "masked-lm", "causal-lm", "seq2seq-lm")
 """Tasks whose loss is a mean over tokens."""
 
+
+def _trainer_accumulates(record: Record) -> bool:
+    said = train(record)
+    alone = said["loop"] == "trainer" and said["gradient_accumulation"] > 1
+    return alone and not said["label_smoothing"] and not said["compute_loss_func"]
+
+
 DEFECTS: tuple[Defect, ...] = (
     Defect(
-        law="save_reload_equal",
+        laws=("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one", "loops_agree"),
+        library="transformers, to 5.23",
+        seen="2026-11",
+        what="the Trainer leaves it to a head that takes **kwargs to divide by num_items_in_batch, and most heads but "
+        "those of causal language models take it and ignore it: gradients are as many times too large as there are "
+        "micro-batches. AdamW hides it, clipping and SGD do not",
+        remedy="train.compute_loss_func: true, which gives the Trainer a loss that divides",
+        thread="https://github.com/huggingface/transformers/issues/47688",
+        applies=lambda record: _trainer_accumulates(record) and _settings(record, "task") not in _COUNTED,
+    ),
+    Defect(
+        laws=("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one", "loops_agree"),
+        library="transformers, to 5.23",
+        seen="2026-11",
+        what="the Trainer counts only what is called labels: of question answering it takes a mean of the "
+        "micro-batches' means, which weighs the rows of a short one more",
+        remedy="train.drop_last: true, so that all micro-batches have as many rows",
+        thread="none found",
+        applies=lambda record: _trainer_accumulates(record) and _settings(record, "task") == "question-answering",
+    ),
+    Defect(
+        laws=("save_reload_equal",),
         library="transformers 5.23",
         seen="2026-11",
         what="BartConfig has 3 labels by default, and config.json leaves labels out where they are 2, the default of "
@@ -40,7 +72,7 @@ DEFECTS: tuple[Defect, ...] = (
         applies=lambda record: _architecture(record).startswith("Bart") and _settings(record, "data.num_labels") == 2,
     ),
     Defect(
-        law="labels_masked_right",
+        laws=("labels_masked_right",),
         library="transformers, 4.29 to 5.23",
         seen="2026-11",
         what="DataCollatorForLanguageModeling ignores every id that is the pad token: where that is the end token, no "
@@ -51,7 +83,7 @@ DEFECTS: tuple[Defect, ...] = (
         applies=lambda record: _settings(record, "task") == "causal-lm",
     ),
     Defect(
-        law="loss_finite",
+        laws=("loss_finite",),
         library="torch and transformers 5, where a checkpoint is stored in fp16",
         seen="2026-11",
         what="from_pretrained keeps the file's dtype, and in fp16 AdamW's eps of 1e-8 is 0: weights become NaN, which "
@@ -61,7 +93,7 @@ DEFECTS: tuple[Defect, ...] = (
         applies=lambda record: record.checkpoint is not None and record.checkpoint.dtype == "float16",
     ),
     Defect(
-        law="evaluation_loss_is_right",
+        laws=("evaluation_loss_is_right",),
         library="transformers, 4.x to 5.23",
         seen="2026-11",
         what="Trainer.evaluate takes eval_loss as the mean of the batches' mean losses: where batches differ in how "
@@ -79,7 +111,7 @@ def explained(verdict: Verdict, record: Record) -> Verdict:
     if verdict.outcome != "broken":
         return verdict
     for defect in DEFECTS:
-        if defect.law == verdict.law and defect.applies(record):
+        if verdict.law in defect.laws and defect.applies(record):
             known = f"known defect of {defect.library}: {defect.what}. Remedy: {defect.remedy} ({defect.thread})"
             return replace(verdict, cause=f"{verdict.cause}; {known}" if verdict.cause else known)
     return verdict

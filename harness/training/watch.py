@@ -391,6 +391,7 @@ def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
         ),
         outside=tuple(sorted(names[one] for one in trainable - held.keys())),
         twice=tuple(sorted(names.get(one, "a stranger") for one, count in held.items() if count > 1)),
+        frozen=tuple(sorted(names[one] for one in held.keys() & names.keys() - trainable)),
         strangers=len(held.keys() - names.keys()),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.training.checkpoint import Loaded
+from harness.training.probes.accumulation import accumulation
 from harness.training.probes.adapted import adapted
 from harness.training.probes.dependence import dependence
 from harness.training.probes.determinism import determinism
@@ -27,6 +28,7 @@ PROBES: dict[str, Probe] = {
     "padding": padding,
     "dependence": dependence,
     "steps": steps,
+    "accumulation": accumulation,
     "saved": saved,
     "evaluation": evaluation,
     "prior": prior,
