@@ -149,8 +149,10 @@ def test_closer_laws_see_the_fault(fault: str, pytester: pytest.Pytester, monkey
     for item, words in FAULTS[fault].items():
         assert words in says.get(item, "passed"), says
     if fault == "nothing":
-        # Five laws are of labels of tokens, and have nothing to say here.
-        result.assert_outcomes(passed=2 * 27 + 1, skipped=2 + 2 * 9, deselected=2)
+        # The others are of labels of tokens, adapters, evaluations or choices that are not made here.
+        found = result.parseoutcomes()
+        assert found["passed"] == 2 * 27 + 1
+        assert not found.keys() & {"failed", "errors"}
 
 
 # What only exploring finds is in tests/test_exploration.py.
@@ -161,5 +163,9 @@ def test_every_closer_law_is_broken_by_a_fault(law: str) -> None:
         "future_unseen",
         "pretraining_shows",
         "adapters_as_declared",
-    }  # in test_tasks_live, test_prior, test_adapters
+        "evaluation_is_right",
+        "evaluation_loss_is_right",
+        "accumulation_equivalent",
+        "scaler_used_right",
+    }  # in test_tasks_live, test_prior, test_adapters, test_evaluation, test_faults_of_choices
     assert law in {item.rpartition("::")[2] for red in FAULTS.values() for item in red} | elsewhere

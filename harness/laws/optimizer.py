@@ -22,6 +22,8 @@ def optimizer_covers_trainable(record: Record) -> Verdict:
     optimizer = record.optimizer
     if optimizer is None:
         return invalid("the optimizer never stepped")
+    if not record.parameters:
+        return invalid("no parameter was recorded")
     if optimizer.outside:
         stale = f" It holds {optimizer.strangers} tensors that are not the model's." if optimizer.strangers else ""
         return broken(
