@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
+from harness.experiment import Settings
 from harness.laws import Law, Verdict, judge
 from harness.plan import Case
 from harness.record import Record
@@ -47,6 +48,10 @@ class Described(Protocol):
     @property
     def evaluates(self) -> bool:
         """Whether it is one of an evaluation."""
+
+    @property
+    def when(self) -> Callable[[Settings], bool]:
+        """Whether it can happen under what is declared."""
 
 
 Fault = TypeVar("Fault", bound=Described)
@@ -129,9 +134,9 @@ class Subject(Generic[Fault]):
         return tuple(f"{one.about}::{one.law}: {one.message}" for one in verdicts)
 
     def suits(self, fault: Described) -> bool:
-        """Whether the fault can happen in its loop, is one of its task, and has an evaluation where it needs one."""
+        """Whether the fault can happen in its loop, is one of its task, and has what it needs of what is declared."""
         settings = self.case.settings
-        if fault.evaluates and settings.evaluation is None:
+        if (fault.evaluates and settings.evaluation is None) or not fault.when(settings):
             return False
         return settings.train.loop in fault.loops and (not fault.tasks or settings.task in fault.tasks)
 

@@ -24,6 +24,7 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "accumulation_equivalent": ("padding_changes_nothing", "examples_stay_apart"),
     "loss_is_the_declared_one": ("accumulation_equivalent",),
     "gradient_is_the_declared_one": ("accumulation_equivalent", "loss_is_the_declared_one", "clipping_bounds"),
+    "schedule_followed": ("optimizer_covers_trainable",),
     "update_is_the_declared_one": ("optimizer_covers_trainable", "schedule_followed"),
     "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_STEP, *_OPTIMIZER),
     "backbone_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_STEP, *_OPTIMIZER),

@@ -19,7 +19,7 @@ NO_REPORT = "no single report"
 """The source of mistakes that everybody has made. `DeepCrime` is the list of operators of Humbatova, Jahangirova and
 Tonella, ISSTA 2021, drawn from real faults."""
 
-BOTH = frozenset({"custom", "trainer"})
+EVERY = frozenset({"custom", "trainer", "accelerate"})
 
 WHOLE_TEXTS = frozenset({"sequence-classification"})
 """Where there is one label for each text."""
@@ -36,7 +36,13 @@ class Patch(ExitStack):
 
 
 Seed = Callable[[Workload, Patch], Workload]
+When = Callable[[experiment.Settings], bool]
 Load = Callable[[Loaded, Patch], Loaded]
+
+
+def always(settings: experiment.Settings) -> bool:
+    """Under any settings."""
+    return True
 
 
 def nothing_loaded(loaded: Loaded, patch: Patch) -> Loaded:
@@ -62,12 +68,14 @@ class Fault:
     """One sentence."""
     source: str
     """Public threads where it happened, or the published list of operators that it is taken from."""
-    loops: frozenset[str] = BOTH
+    loops: frozenset[str] = EVERY
     """Where it can happen."""
     tasks: frozenset[str] = frozenset()
     """Of which it is a mistake; empty where it is one of every task."""
     evaluates: bool = False
     """It is a mistake of evaluations, and happens only where there are some."""
+    when: When = always
+    """Whether it can happen under what is declared: what is not chosen cannot be done wrong."""
     load: Load = nothing_loaded
     """Changes the checkpoint, before anything is made of it."""
     seed: Seed = nothing_seeded
@@ -100,13 +108,14 @@ def begun(settings: experiment.Settings, fault: Fault | None) -> Iterator[tuple[
 def fault(
     source: str,
     *,
-    loops: frozenset[str] | set[str] = BOTH,
+    loops: frozenset[str] | set[str] = EVERY,
     tasks: frozenset[str] | set[str] = frozenset(),
     evaluates: bool = False,
+    when: When = always,
 ) -> Callable[[Seed], Fault]:
     """Make a fault of a function ``(work, patch) -> work``: its name, and its docstring as the description."""
     return lambda seed: Fault(
-        seed.__name__, _sentence(seed), source, frozenset(loops), frozenset(tasks), evaluates, seed=seed
+        seed.__name__, _sentence(seed), source, frozenset(loops), frozenset(tasks), evaluates, when, seed=seed
     )
 
 

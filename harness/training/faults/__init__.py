@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from harness.training.fault import Fault
 from harness.training.faults import (
+    choice,
     collator,
     evaluation,
     head,
@@ -41,6 +42,7 @@ FAULTS: tuple[Fault, ...] = (
     *optimizer.FAULTS,
     *schedule.FAULTS,
     *loop.FAULTS,
+    *choice.FAULTS,
     *trainer.FAULTS,
     *evaluation.FAULTS,
     *saving.FAULTS,

@@ -189,14 +189,14 @@ def loss_not_a_number_once(work: Workload, patch: Patch) -> Workload:
     return work
 
 
-@fault("DeepCrime: change number of epochs", loops={"custom"})
+@fault("DeepCrime: change number of epochs", loops={"custom", "accelerate"})
 def stops_a_step_early(work: Workload, patch: Patch) -> Workload:
     """The loop ends a step too early, an off-by-one."""
 
-    def batches(self: Workload) -> Iterator[Any]:
-        return islice(Workload.batches(self), max(1, self.train.steps - 1))
+    def windows(self: Workload, loader: Any = None) -> Iterator[list[Any]]:
+        return islice(Workload.windows(self, loader), max(1, self.train.steps - 1))
 
-    return altered(work, batches=batches)
+    return altered(work, windows=windows)
 
 
 FAULTS = (
