@@ -335,6 +335,7 @@ def test_a_split_of_one_class_is_measured() -> None:
         ("text,label\nfine,b\n,a\n", "row 1: text is missing (null)"),
         ("text,label\n", "no rows"),
         ("words,label\ngood,a\n", "no column 'text'"),
+        ("text,text_pair,label\ngood,so,a\n", "rows with label, text, text_pair, expected label, text, as those of tr"),
     ],
 )
 def test_rows_that_cannot_be_evaluated_on(tmp_path: Path, text: str, says: str) -> None:

@@ -15,7 +15,7 @@ from huggingface_hub.utils import _http
 from test_hub import connect, unused_port, waits  # noqa: F401  # a fixture
 from trial import attempt, case
 
-from harness.experiment import Data
+from harness.experiment import Data, Evaluation
 from harness.record import Record
 from harness.training.rows import Stream, Table, open_rows
 
@@ -112,6 +112,35 @@ def test_revision_is_the_one_asked_for(hub: Hub, tmp_path: Path, streaming: bool
     record = run(revision="main", streaming=streaming)
     assert record.data is not None
     assert record.data.revision == second
+
+
+@pytest.mark.parametrize(
+    ("streaming", "dataset", "names", "meant"),
+    [
+        (False, None, ["bad", "good"], (0, 1)),
+        (True, None, ["bad", "good"], (0, 1)),
+        (False, "acme/others", ["good", "bad"], (1, 0)),
+        (True, "acme/others", ["good", "bad"], (1, 0)),
+    ],
+)
+def test_rows_of_the_hub_are_evaluated_on(
+    hub: Hub, tmp_path: Path, streaming: bool, dataset: str | None, names: list[str], meant: tuple[int, ...]
+) -> None:
+    """Another split of the same dataset, or another one that numbers the same names otherwise: they are one map."""
+    table = Dataset.from_dict({"text": ["some soup", "some bread"], "label": [0, 1]})
+    table.cast_column("label", ClassLabel(names=names)).to_parquet(tmp_path / "held.parquet")
+    held = {"data/validation-00000-of-00001.parquet": (tmp_path / "held.parquet").read_bytes()}
+    base = repository(tmp_path) if dataset is None else {"README.md": b"# Others\n"}
+    commit = hub.push(REPOSITORY if dataset is None else f"datasets/{dataset}", {**base, **held})
+    trial = case(train={"steps": 2, "batch_size": 2})
+    said = Evaluation(dataset=dataset, split="validation", streaming=streaming, limit=2)
+    changes = {"data": Data(dataset=NAME), "evaluation": said}
+    record = attempt(replace(trial, settings=trial.settings.model_copy(update=changes)))
+    assert record.finished, record.traceback
+    assert record.evaluation is not None
+    assert record.evaluation.scores[0].answers is not None
+    assert record.evaluation.scores[0].answers.meant == meant
+    assert (record.evaluation.source, record.evaluation.revision) == (dataset or NAME, commit)
 
 
 def test_configurations_and_splits_are_the_repositorys(hub: Hub, tmp_path: Path) -> None:

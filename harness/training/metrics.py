@@ -86,7 +86,7 @@ def interval(
         return values[-1] - values[0] if len(values) > 1 else values[0]
 
     places = np.arange(len(runs[0]))
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):  # of resamples that are all alike
         value = float(statistic(places)) if len(places) else math.nan
         if len(places) < 2 or not math.isfinite(value):
             return Interval(value=value, low=math.nan, high=math.nan)

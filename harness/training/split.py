@@ -10,8 +10,11 @@ from harness import experiment
 from harness.errors import DataError
 from harness.training import data, metrics
 from harness.training.checkpoint import Loaded
-from harness.training.rows import Labels, open_beside
+from harness.training.rows import Labels, Rows, Table, open_beside
 from harness.training.tasks import IGNORED, Answer
+
+_OPTIONAL = frozenset({"answer_start"})
+"""Roles that only some rows need."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, encode: data.Encoder)
     metrics.require()
     _require_labels(settings.metrics, loaded.rows.labels)
     rows = open_beside(said.rows_beside(settings.data), settings.task, loaded.rows.labels, said.section)
+    _require_roles(rows, loaded.rows)
     examples = data.Examples(rows, encode)
     _require_classes(examples, loaded.model.config.num_labels)
     return Split(
@@ -74,6 +78,14 @@ def _require_labels(names: Sequence[str], labels: Labels) -> None:
         raise DataError(f"evaluation.metrics: f1_binary of {labels.count} classes, expected f1_macro or f1_micro")
     if "entity_f1" in names and labels.names is None:
         raise DataError("evaluation.metrics: entity_f1 needs names of the classes (data.label_names), such as B-PER")
+
+
+def _require_roles(rows: Table, trained: Rows) -> None:
+    """A row says as much as one that is trained on: a pair of texts is not one text."""
+    own, theirs = (set(first[0]) - _OPTIONAL for first in (rows.first(1), trained.first(1)))
+    if own != theirs:
+        found, expected = (", ".join(sorted(roles)) for roles in (own, theirs))
+        raise DataError(f"{rows.name}: rows with {found}, expected {expected}, as those of training")
 
 
 def _require_classes(examples: data.Examples, classes: int) -> None:
