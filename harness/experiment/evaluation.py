@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from harness.errors import shown
-from harness.experiment.data import Data, Source, Wrong
+from harness.experiment.data import SOURCES, Data, Source, Wrong
 from harness.experiment.model import problem, problems
 from harness.experiment.row import mistakes, problem_of
 from harness.experiment.source import Location
@@ -75,9 +75,8 @@ class Evaluation(Source):
         """The rows to evaluate on, as data of their own: with the classes of training, and from its source where none
         is named here.
         """
-        own = {key: getattr(self, key) for key in Source.model_fields}
-        if not self.sources:
-            own = {key: value for key, value in own.items() if key in self.model_fields_set}
+        said = Source.model_fields if self.sources else self.model_fields_set & Source.model_fields.keys() - {*SOURCES}
+        own = {key: getattr(self, key) for key in said}
         labels = (row.get("label", 0) for row in data.given[:1])
         kind = problem_of(labels, data.problem_type)
         made = data.model_copy(
