@@ -27,6 +27,10 @@ def markdown(summary: Summary) -> str:
         _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
         _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
+        _section(
+            "Time per step over the custom loop's",
+            [f"- {code(one.name)}: {escape(str(one))}" for one in summary.overheads],
+        ),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
         _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
         _costs(summary),

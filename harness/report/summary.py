@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness.laws import LAWS, OUTCOMES, Verdict, judge, judge_together
 from harness.laws.causes import Finding, findings
 from harness.record import Environment, Evaluation, Memory, Record
+from harness.report.overhead import Overhead, overheads
 from harness.throughput import NotMeasured, Throughput, throughput
 
 
@@ -60,6 +61,8 @@ class Summary:
     """Of the laws, the dearest first."""
     seconds: float = 0.0
     """All cases together, laws included."""
+    overheads: tuple[Overhead, ...] = ()
+    """Of the loops of libraries, where the same is also trained in the custom one."""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -90,6 +93,7 @@ def summarise(records: Iterable[Record], problems: Sequence[str] = ()) -> Summar
         problems=tuple(problems),
         costs=_costs(last),
         seconds=math.fsum(record.seconds for record in last),
+        overheads=overheads(last),
     )
 
 
@@ -117,6 +121,12 @@ def _row(record: Record) -> Row:
         last_loss=losses[-1] if losses else None,
         speed=throughput(record),
         memory=record.memory,
-        chosen=tuple(record.tokenizer.reasons.values()) if record.tokenizer is not None else (),
+        chosen=_chosen(record),
         evaluation=record.evaluation if record.evaluation is not None and record.evaluation.scores else None,
     )
+
+
+def _chosen(record: Record) -> tuple[str, ...]:
+    """What the tokenizer and the optimizer were given, and why."""
+    parts = [part.reasons.values() for part in (record.tokenizer, record.optimizer) if part is not None]
+    return tuple(reason for reasons in parts for reason in reasons)

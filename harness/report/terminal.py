@@ -21,6 +21,7 @@ def terminal(summary: Summary) -> str:
         table,
         _scores(summary),
         *(_broken(finding) for finding in summary.findings),
+        _overheads(summary),
         _reasons(summary),
         *summary.problems,
     ]
@@ -33,6 +34,12 @@ def _scores(summary: Summary) -> str:
     if not lines:
         return ""
     return f"{tabulate(lines, headers=SCORE_HEADERS, disable_numparse=True)}\n{how(summary.rows)}"
+
+
+def _overheads(summary: Summary) -> str:
+    """Time per step of the loops of libraries, over the custom loop's."""
+    lines = [f"  {overhead.name}: {overhead}" for overhead in summary.overheads]
+    return "\n".join(["time per step over the custom loop's", *lines]) if lines else ""
 
 
 def _last_lines(summary: Summary) -> str:
