@@ -53,13 +53,13 @@ def one_dropout_in_eval_mode(work: Workload, patch: Patch) -> Workload:
 def left_in_eval_mode_by_an_evaluation(work: Workload, patch: Patch) -> Workload:
     """An evaluation in the middle of the training does not set train mode again."""
 
-    def batches(self: Workload) -> Iterator[Any]:
-        for step, batch in enumerate(Workload.batches(self)):
+    def windows(self: Workload, loader: Any = None) -> Iterator[list[Any]]:
+        for step, window in enumerate(Workload.windows(self, loader)):
             if step == 2:
                 self.model.eval()
-            yield batch
+            yield window
 
-    return altered(work, batches=batches)
+    return altered(work, windows=windows)
 
 
 @fault("MILVLG/mcan-vqa#26, pytorch/tutorials#1624", loops={"trainer"})

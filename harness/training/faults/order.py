@@ -125,13 +125,13 @@ def sampler_not_seeded(work: Workload, patch: Patch) -> Workload:
 def each_batch_twice(work: Workload, patch: Patch) -> Workload:
     """Each batch is used for two steps."""
 
-    def batches(self: Workload) -> Iterator[object]:
-        for step, batch in enumerate(Workload.batches(self)):
+    def windows(self: Workload, loader: object = None) -> Iterator[list[object]]:
+        for step, window in enumerate(Workload.windows(self, loader)):
             if step % 2 == 0:
-                kept = batch
+                kept = window
             yield kept
 
-    return altered(work, batches=batches)
+    return altered(work, windows=windows)
 
 
 FAULTS = (
