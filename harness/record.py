@@ -78,6 +78,9 @@ class Checkpoint(Part):
     """Number of scalars in the model."""
     dtype: str
     attention: str = ""
+    """The implementation of attention in use."""
+    attention_reason: str = ""
+    """Why it is that one."""
     digest: str
     """SHA-256 over name, dtype, shape and bytes of every tensor of the model just before the first step; empty where
     none was begun."""
@@ -234,6 +237,8 @@ class Steps(Part):
     """From the end of the step before to the end of this one, the device waited for on both sides."""
     processor_seconds: tuple[float, ...] = ()
     """Processor time that all threads of the process took in the step: what other processes take is no part of it."""
+    compile_seconds: tuple[float, ...] = ()
+    """Part of `seconds` in which something was compiled."""
     watching_seconds: tuple[float, ...] = ()
     """Spent on taking evidence between this step and the next; not part of any step."""
     data_seconds: tuple[float, ...] = ()
@@ -339,6 +344,21 @@ class Modes(Part):
     """The first step, counted from 0, that drew the same random numbers as one before it."""
     drifted: tuple[str, ...] = ()
     """Buffers, such as running statistics, that are other at the end of the training than at its start."""
+    checkpointing: bool | None = None
+    """Whether gradient checkpointing was on in the first forward pass; none if there was no such pass."""
+
+
+class Compilation(Part):
+    """What `torch.compile` did in the training."""
+
+    backend: str
+    mode: str = ""
+    graphs: int
+    """Graphs that were compiled: one if nothing broke it, more where shapes changed."""
+    breaks: dict[str, int] = Field(default_factory=dict)
+    """Why a graph was broken, and how often."""
+    eager_passes: int = 0
+    """Forward passes whose result came out of no compiled graph."""
 
 
 class Memory(Part):
@@ -465,6 +485,8 @@ class Record(Part):
     parameters: tuple[Parameter, ...] = ()
     optimizer: Optimizer | None = None
     modes: Modes | None = None
+    compilation: Compilation | None = None
+    """Where `train.compile` is declared."""
     memory: Memory = Memory()
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""

@@ -43,10 +43,19 @@ class NotMeasured:
     reason: str
 
 
-def timed_steps(record: Record) -> slice:
-    """Where the timed steps stand among all: after those of the warm-up."""
+def timed_steps(record: Record) -> tuple[int, ...]:
+    """The timed steps, counted from 0: those after the warm-up, which begins anew with each step that compiles.
+
+    What is compiled is tuned, or captured as a CUDA graph, in the runs after that.
+    """
     warmup, timed = record.settings["benchmark.warmup_steps"], record.settings["benchmark.timed_steps"]
-    return slice(warmup, None if timed is None else warmup + timed)
+    first, places = warmup, list[int]()
+    for place in range(len(record.steps.seconds)):
+        if any(record.steps.compile_seconds[place : place + 1]):
+            first = max(first, place + max(1, warmup))
+        if place >= first:
+            places.append(place)
+    return tuple(places[:timed])
 
 
 def throughput(record: Record) -> Throughput | NotMeasured:
@@ -57,20 +66,25 @@ def throughput(record: Record) -> Throughput | NotMeasured:
     """
     if not record.finished:
         return NotMeasured(record.reason or record.outcome)
-    steps, warmup, window = record.steps, record.settings["benchmark.warmup_steps"], timed_steps(record)
-    seconds = steps.seconds[window]
+    steps, warmup, places = record.steps, record.settings["benchmark.warmup_steps"], timed_steps(record)
+    seconds = tuple(steps.seconds[place] for place in places)
+    compiling = sum(second > 0 for second in steps.compile_seconds)
     if len(seconds) < MINIMUM:
         return NotMeasured(
-            f"{len(seconds)} timed steps after {warmup} of warm-up: at least {MINIMUM} are needed; "
-            "raise train.steps or lower benchmark.warmup_steps"
+            f"{len(seconds)} timed steps after {warmup} of warm-up"
+            + (f", which begin anew with each of {compiling} steps that compile" if compiling else "")
+            + f": at least {MINIMUM} are needed; raise train.steps or lower benchmark.warmup_steps"
+            + (", or let batches be of one shape (train.padding, train.drop_last)" if compiling else "")
         )
     if not all(second > 0 for second in seconds):
         return NotMeasured("a step took no time: the clock is too coarse, or wrong")
-    waits = [wait / second for wait, second in zip(steps.data_seconds[window], seconds, strict=False)]
-    real, padded = steps.real_tokens[window], steps.padded_tokens[window]
+    samples, real, padded = (
+        tuple(column[place] for place in places) for column in (steps.samples, steps.real_tokens, steps.padded_tokens)
+    )
+    waits = [steps.data_seconds[place] / steps.seconds[place] for place in places if place < len(steps.data_seconds)]
     return Throughput(
         seconds=seconds,
-        samples_per_second=_rate(steps.samples[window], seconds),
+        samples_per_second=_rate(samples, seconds),
         tokens_per_second=_rate(real, seconds),
         padding=1 - sum(real) / sum(padded) if sum(padded) else 0.0,
         warmup_steps=warmup,

@@ -126,6 +126,9 @@ def test_the_defaults(folder: Folder) -> None:
         "drop_last": False,
         "padding": "longest",
         "pad_to_multiple_of": None,
+        "attention": None,
+        "gradient_checkpointing": False,
+        "compile": False,
     }
     assert said.benchmark.model_dump() == {"warmup_steps": 3, "timed_steps": None}
     assert said.invariants == {}

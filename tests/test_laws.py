@@ -876,12 +876,20 @@ def test_cannot_judge(judged: Judged) -> None:
 def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None:
     """No law is left without an example of either kind."""
     import test_laws_adapter
+    import test_laws_equivalence
     import test_laws_evaluation
     import test_laws_label
     import test_laws_logic
     import test_laws_step
 
-    others = (test_laws_logic, test_laws_label, test_laws_adapter, test_laws_evaluation, test_laws_step)
+    others = (
+        test_laws_logic,
+        test_laws_label,
+        test_laws_adapter,
+        test_laws_equivalence,
+        test_laws_evaluation,
+        test_laws_step,
+    )
     assert law in {judged.law for judged in (*ACCEPTED, *(one for module in others for one in module.ACCEPTED))}
     assert law in {judged.law for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))}
 
@@ -890,12 +898,20 @@ def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None
 def test_law_can_be_turned_off(law: Law) -> None:
     """An experiment that turns a law off is not judged by it, however wrong its training is."""
     import test_laws_adapter
+    import test_laws_equivalence
     import test_laws_evaluation
     import test_laws_label
     import test_laws_logic
     import test_laws_step
 
-    others = (test_laws_logic, test_laws_label, test_laws_adapter, test_laws_evaluation, test_laws_step)
+    others = (
+        test_laws_logic,
+        test_laws_label,
+        test_laws_adapter,
+        test_laws_equivalence,
+        test_laws_evaluation,
+        test_laws_step,
+    )
     wrong = next(
         judged.evidence
         for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))

@@ -135,7 +135,6 @@ ACCEPTED = (
     Judged("every_token_counts", "all do", HEALTHY, "18 tokens of 4 examples"),
     Judged("overfits_one_batch", "learnt", HEALTHY, "from 0.7000 to 0.0300 in 4 steps"),
     Judged("deterministic", "bit for bit", HEALTHY, "8 steps"),
-    Judged("ways_agree", "all ways it has", HEALTHY, "two micro batches, gradient checkpointing, attention eager"),
 )
 
 REJECTED = (
@@ -416,14 +415,6 @@ REJECTED = (
     Judged("overfits_one_batch", "a floor", probe("overfit", loss=[0.7, 0.35, 0.32]), "at most 0.0700", "has a floor"),
     Judged("deterministic", "not", probe("determinism", second="c" * 64), "weights differ after 8 steps", "seed"),
     Judged("deterministic", "seed unused", probe("determinism", other_seed="a" * 64), "another seed gives the same"),
-    Judged(
-        "ways_agree",
-        "a kernel",
-        probe("equivalence", attention_sdpa=0.2),
-        "attention sdpa: the gradient differs by 0.2, allowed 0.001",
-        "ignores the mask",
-    ),
-    Judged("ways_agree", "NaN", probe("equivalence", two_micro_batches="NaN"), "two micro batches"),
 )
 
 VACUOUS = (
@@ -457,7 +448,9 @@ PROBED = {
     "pretraining_shows": "prior",
     "overfits_one_batch": "overfit",
     "deterministic": "determinism",
-    "ways_agree": "equivalence",
+    "checkpointing_equals_plain": "checkpointing",
+    "attention_implementations_agree": "attention",
+    "compiled_equals_eager": "compilation",
     "holds_for_any_text": "exploration",
 }
 

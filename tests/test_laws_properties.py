@@ -286,7 +286,9 @@ NEEDS = {
             "pretraining_shows",
             "overfits_one_batch",
             "deterministic",
-            "ways_agree",
+            "checkpointing_equals_plain",
+            "attention_implementations_agree",
+            "compiled_equals_eager",
             "holds_for_any_text",
         )
     },

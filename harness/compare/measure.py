@@ -113,15 +113,15 @@ def timed(record: Record, column: str, *, by: Unit = "tokens") -> Run | str | No
     speed = throughput(record)
     if isinstance(speed, NotMeasured):
         return speed.reason
-    window = timed_steps(record)
-    seconds = getattr(record.steps, column)[window]
+    places, clock = timed_steps(record), getattr(record.steps, column)
+    seconds = tuple(clock[place] for place in places if place < len(clock))
     if column == "processor_seconds" and (record.settings.get("device") != "cpu" or not seconds):
         return None
     if not all(second > 0 for second in seconds):
         return "a step took no time: the clock is too coarse, or wrong"
-    work = record.steps.real_tokens[window] if by == "tokens" else (1,) * len(seconds)
+    work = tuple(record.steps.real_tokens[place] for place in places) if by == "tokens" else (1,) * len(seconds)
     if not all(work):
-        work = record.steps.samples[window]
+        work = tuple(record.steps.samples[place] for place in places)
     logs = tuple(math.log(second / (amount or 1)) for second, amount in zip(seconds, work, strict=True))
     return Run(record.started.timestamp(), logs)
 

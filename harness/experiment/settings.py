@@ -200,6 +200,9 @@ def _unfit(settings: Settings) -> Iterator[tuple[Location, PydanticCustomError]]
     if train.fused and settings.precision == "fp16":
         expected = "false or null: with a loss scaler, Accelerate cannot see that a fused step was left out"
         yield ("train", "fused"), problem("true for fp16", expected)
+    if train.attention == "flash_attention_2" and settings.precision in ("fp32", "tf32"):
+        expected = "bf16, fp16 or bf16-pure as precision, in which alone it computes"
+        yield ("train", "attention"), problem(f"'flash_attention_2' with precision {settings.precision}", expected)
     if train.epochs is not None and settings.data.streaming:
         yield ("train", "epochs"), problem(f"{train.epochs:g} of a stream", "steps: a stream has no known length")
 

@@ -1,14 +1,17 @@
 """How the checkpoint is trained: the section `train`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.errors import count, shown
+from harness.errors import count, meant, shown
 from harness.experiment.model import Declared, problem, problems
 from harness.experiment.source import Location
+
+CompileMode: TypeAlias = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "aot_eager"]
+"""What `train.compile` may be beside true and false."""
 
 OPTIMIZERS_OF: dict[str, tuple[str, ...]] = {
     "betas": ("adamw", "adam", "adamw_8bit"),
@@ -31,6 +34,13 @@ def _pair(value: Any) -> Any:
     return tuple(value)
 
 
+def _mode(value: Any) -> Any:
+    modes = get_args(CompileMode)
+    if isinstance(value, bool) or value in modes:
+        return value
+    raise problem(shown(value), f"true, false, {', '.join(modes)}", meant(str(value), modes))
+
+
 def _listed(value: Any) -> Any:
     """One pattern is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -50,6 +60,7 @@ _Betas: TypeAlias = Annotated[
         }
     ),
 ]
+_Compile: TypeAlias = Annotated[bool | CompileMode, BeforeValidator(_mode)]
 _Patterns: TypeAlias = Annotated[
     list[Annotated[str, Field(pattern=r"\S")]],
     BeforeValidator(_listed),
@@ -150,6 +161,17 @@ class Train(Declared):
     )
     pad_to_multiple_of: int | None = Field(
         default=None, ge=1, description="Pads further, to a multiple of this many tokens."
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = Field(
+        default=None, description="The implementation of attention, as transformers names it; null: its own choice."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Whether layers are computed again in the backward pass, which saves memory."
+    )
+    compile: _Compile = Field(
+        default=False,
+        description="Whether `torch.compile` compiles the model: true, a mode of its inductor, or `aot_eager`, which "
+        "traces and differentiates as inductor does, generates no code and needs no C++ compiler.",
     )
 
     @property

@@ -16,14 +16,19 @@ _EVALUATION = ("evaluation_reads_the_split", "model_in_eval_mode", "evaluation_i
 _EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_STEP, *_OPTIMIZER)
 
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
-    "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer"),
+    "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer", "attention_implementations_agree"),
     "examples_stay_apart": ("padding_mask_correct", "padding_changes_nothing"),
     "every_token_counts": ("padding_mask_correct", "tokens_match_tokenizer"),
     "pretraining_shows": ("head_is_new", "tokens_match_tokenizer"),
     "loss_finite": ("head_is_new", "padding_changes_nothing", "schedule_followed"),
     "accumulation_equivalent": ("padding_changes_nothing", "examples_stay_apart"),
     "loss_is_the_declared_one": ("accumulation_equivalent",),
-    "gradient_is_the_declared_one": ("accumulation_equivalent", "loss_is_the_declared_one", "clipping_bounds"),
+    "gradient_is_the_declared_one": (
+        "accumulation_equivalent",
+        "loss_is_the_declared_one",
+        "clipping_bounds",
+        "checkpointing_equals_plain",
+    ),
     "schedule_followed": ("optimizer_covers_trainable",),
     "update_is_the_declared_one": ("optimizer_covers_trainable", "schedule_followed"),
     "head_changes": ("loss_finite", "head_is_new", *_OBJECTIVE, *_STEP, *_OPTIMIZER),
@@ -35,7 +40,7 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "evaluation_is_right": ("evaluation_reads_the_split", "model_in_eval_mode", "padding_changes_nothing"),
     "metric_improves": (*_EVERYTHING, "loss_decreases", *_EVALUATION),
     "overfits_one_batch": _EVERYTHING,
-    "ways_agree": (*_MODEL, *_OBJECTIVE, *_OPTIMIZER),
+    "compiled_equals_eager": ("padding_changes_nothing", "examples_stay_apart"),
     "loops_agree": (*_EVERYTHING, "loss_decreases", "head_changes", "backbone_changes"),
     "devices_agree": _EVERYTHING,
 }

@@ -31,6 +31,7 @@ def markdown(summary: Summary) -> str:
             "Time per step over the custom loop's",
             [f"- {code(one.name)}: {escape(str(one))}" for one in summary.overheads],
         ),
+        _section("Compiled", [f"- {code(row.name)}: {row.compiled}" for row in summary.rows if row.compiled]),
         _section("Agreements", [_held(v) for v in summary.agreements if v.outcome == "held"]),
         _section("Records that could not be read", [f"- {escape(problem)}" for problem in summary.problems]),
         _costs(summary),

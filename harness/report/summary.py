@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.errors import count
 from harness.laws import LAWS, OUTCOMES, Verdict, judge, judge_together
 from harness.laws.causes import Finding, findings
 from harness.record import Environment, Evaluation, Memory, Record
@@ -30,6 +31,14 @@ class Row:
     """What was chosen for the experiment, and why."""
     evaluation: Evaluation | None = None
     """Where rows to evaluate on are declared, and were evaluated on."""
+    compiling: tuple[float, ...] = ()
+    """Seconds that each step spent on compiling which compiled something."""
+
+    @property
+    def compiled(self) -> str:
+        """What compiling took, in words; empty where nothing was compiled."""
+        steps = count(len(self.compiling), "step")
+        return f"compiling took {sum(self.compiling):.1f} s in {steps}, not timed" if self.compiling else ""
 
     def count(self, outcome: str) -> int:
         """How many verdicts of that kind."""
@@ -121,12 +130,16 @@ def _row(record: Record) -> Row:
         last_loss=losses[-1] if losses else None,
         speed=throughput(record),
         memory=record.memory,
-        chosen=_chosen(record),
+        chosen=tuple(_chosen(record)),
         evaluation=record.evaluation if record.evaluation is not None and record.evaluation.scores else None,
+        compiling=tuple(seconds for seconds in record.steps.compile_seconds if seconds > 0),
     )
 
 
-def _chosen(record: Record) -> tuple[str, ...]:
-    """What the tokenizer and the optimizer were given, and why."""
-    parts = [part.reasons.values() for part in (record.tokenizer, record.optimizer) if part is not None]
-    return tuple(reason for reasons in parts for reason in reasons)
+def _chosen(record: Record) -> Iterator[str]:
+    """What tokenizer and optimizer were given, and how attention is computed where nobody says; and why."""
+    for part in (record.tokenizer, record.optimizer):
+        yield from part.reasons.values() if part is not None else ()
+    start = record.checkpoint
+    if start is not None and start.attention and start.attention_reason and not record.settings.get("train.attention"):
+        yield f"attention is {start.attention}: {start.attention_reason}"

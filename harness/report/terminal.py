@@ -67,6 +67,8 @@ def _reasons(summary: Summary) -> str:
     """Each reason once, and whom it concerns: a device that is not there is the reason of many."""
     reasons: dict[str, list[str]] = {}
     for row in summary.rows:
+        if row.compiled:
+            reasons.setdefault(row.compiled, []).append(row.name)
         if row.outcome != "finished" and not row.count("broken"):
             reasons.setdefault(f"{row.outcome}: {row.reason}", []).append(row.name)
         elif row.outcome == "finished" and isinstance(row.speed, NotMeasured):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, TorchDynamoPlugin
 
+from harness.training.compilation import options
 from harness.training.workload import Workload
 
 
@@ -17,5 +18,6 @@ def accelerator_for(work: Workload) -> Accelerator:
         cpu=work.device.torch.type == "cpu",
         mixed_precision=work.precision if work.precision in ("bf16", "fp16") else "no",
         gradient_accumulation_steps=work.train.gradient_accumulation,
+        dynamo_plugin=TorchDynamoPlugin(**options(work.train.compile)) if work.train.compile else None,
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),  # one process fetches its own
     )

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, set_seed
 
 from harness import experiment, record
 from harness.errors import CheckpointError
-from harness.training import adapters, repository, stored, tiny, tokenizer
+from harness.training import adapters, attention, repository, stored, tiny, tokenizer
 from harness.training.repository import first_line
 from harness.training.rows import Rows, open_rows
 from harness.training.tasks import Task, task_of
@@ -251,7 +251,9 @@ def head_names(model: Model) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(inside))
 
 
-def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] = ()) -> record.Checkpoint:
+def describe(
+    loaded: Loaded, model: Model, digest: str, altered: Iterable[str] = (), *, declared_attention: str | None = None
+) -> record.Checkpoint:
     """The evidence of a checkpoint.
 
     Args:
@@ -259,6 +261,7 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
         model: the copy that is trained.
         digest: of its tensors before the first step; empty where there is none.
         altered: tensors that were other than loaded then.
+        declared_attention: its implementation, as the experiment names it.
     """
     return record.Checkpoint(
         source=loaded.source,
@@ -266,7 +269,8 @@ def describe(loaded: Loaded, model: Model, digest: str, altered: Iterable[str] =
         architecture=type(adapters.base(model)).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        attention=getattr(model.config, "_attn_implementation", None) or "",
+        attention=attention.chosen(model),
+        attention_reason=attention.reason(declared_attention),
         digest=digest,
         pretrained=loaded.pretrained,
         missing=loaded.missing,

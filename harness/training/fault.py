@@ -119,9 +119,11 @@ def fault(
     )
 
 
-def loading_fault(source: str, *, tasks: frozenset[str] | set[str] = frozenset()) -> Callable[[Load], Fault]:
+def loading_fault(
+    source: str, *, tasks: frozenset[str] | set[str] = frozenset(), when: When = always
+) -> Callable[[Load], Fault]:
     """Make a fault of a function ``(loaded, patch) -> loaded``."""
-    return lambda load: Fault(load.__name__, _sentence(load), source, tasks=frozenset(tasks), load=load)
+    return lambda load: Fault(load.__name__, _sentence(load), source, tasks=frozenset(tasks), when=when, load=load)
 
 
 def _sentence(function: Callable[..., Any]) -> str:

@@ -6,6 +6,7 @@ says which. A loop tells the watch when it begins and when a step is done, and i
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from functools import partial
 import torch
 from transformers import set_seed
 
-from harness.training import evaluation
+from harness.training import compilation, evaluation
 from harness.training.devices import accelerate_on
 from harness.training.workload import Watching, Workload
 
@@ -22,7 +23,9 @@ Loop = Callable[[Workload, Watching], None]
 
 def custom(work: Workload, watch: Watching) -> None:
     """The loop of the textbook, in plain PyTorch."""
-    model, train = work.model, work.train
+    train = work.train
+    work.checkpoint_gradients(work.model)
+    model = work.compiled(work.model)
     optimizer = work.optimizer()
     schedule = work.schedule(optimizer)
     scaler = work.scaler()
@@ -92,6 +95,7 @@ def accelerate(work: Workload, watch: Watching) -> None:
     with accelerate_on(work.device.torch):
         accelerator = accelerator_for(work)
         optimizer = work.optimizer()
+        work.checkpoint_gradients(work.model)
         model, optimizer, loader, schedule = accelerator.prepare(
             work.model, optimizer, work.loader(), work.schedule(optimizer)
         )
@@ -119,4 +123,15 @@ def accelerate(work: Workload, watch: Watching) -> None:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
 
 
-LOOPS: dict[str, Loop] = {"custom": custom, "trainer": trainer, "accelerate": accelerate}
+def _afresh(loop: Loop) -> Loop:
+    """The loop, with nothing compiled before it."""
+
+    @functools.wraps(loop)
+    def run(work: Workload, watch: Watching) -> None:
+        with compilation.afresh(work.train.compile):
+            loop(work, watch)
+
+    return run
+
+
+LOOPS: dict[str, Loop] = {loop.__name__: _afresh(loop) for loop in (custom, trainer, accelerate)}

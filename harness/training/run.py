@@ -21,6 +21,7 @@ from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
 from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, workload
+from harness.training.compilation import Compiling
 from harness.training.evaluation import EVALUATIONS
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
@@ -85,14 +86,17 @@ def _stages(
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     work = replace(work, fault=None if fault is HEALTHY else fault)
     evidence["settings"] = case.declared()["settings"] | {"train.steps": work.train.steps}
-    evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="")
+    evidence["checkpoint"] = checkpoint.describe(
+        loaded, work.model, digest="", declared_attention=settings.train.attention
+    )
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     witness = None if work.split is None else Witness(loaded, work, work.split)
     survey = Survey(loaded, work, None if witness is None else witness.leakage)
     evidence["data"] = survey.found()
-    watch = _watch(loaded, work, survey, progress, witness)
+    compiling = Compiling(settings.train.compile)
+    watch = _watch(loaded, work, survey, progress, witness, compiling)
     memory = devices.PeakMemory(device)
     memory.watch()
     evaluate = partial(EVALUATIONS[settings.train.loop], work)
@@ -106,7 +110,10 @@ def _stages(
     finally:
         watch.close()
         evidence["evaluation"] = None if witness is None else witness.found()
-        evidence["checkpoint"] = checkpoint.describe(loaded, work.model, watch.digest, watch.altered)
+        evidence["compilation"] = compiling.found(watch.eager_passes)
+        evidence["checkpoint"] = checkpoint.describe(
+            loaded, work.model, watch.digest, watch.altered, declared_attention=settings.train.attention
+        )
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()
         evidence["data"] = survey.found()
@@ -178,7 +185,12 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _watch(
-    loaded: checkpoint.Loaded, work: Workload, survey: Survey, progress: Progress | None, witness: Witness | None
+    loaded: checkpoint.Loaded,
+    work: Workload,
+    survey: Survey,
+    progress: Progress | None,
+    witness: Witness | None,
+    compiling: Compiling,
 ) -> Watch:
     followed = set(checkpoint.head_names(work.model))
     names = [name for name, _ in work.model.named_parameters() if not adapters.is_spare(name)]
@@ -192,8 +204,9 @@ def _watch(
         drawn=work.drawn,
         labels_kept=work.train.label_smoothing > 0 or work.train.compute_loss_func,
         survey=None if survey.whole else survey,
+        compiling=compiling,
         steps=work.train.steps,
-        clock=StepClock(work.device.wait),
+        clock=StepClock(work.device.wait, compiling=lambda: compiling.seconds),
         progress=progress,
         witness=witness,
     )

@@ -14,11 +14,21 @@ class StepClock:
     Args:
         wait: returns when the device has done everything it was given.
         now: a monotonic clock in seconds.
+        compiling: the seconds that were spent on compiling until now.
     """
 
-    def __init__(self, wait: Callable[[], None], now: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self,
+        wait: Callable[[], None],
+        now: Callable[[], float] = perf_counter,
+        compiling: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._wait = wait
         self._now = now
+        self._compiling = compiling
+        self._compiling_started = 0.0
+        self.compile_seconds = 0.0
+        """Spent on compiling in the step that ended last."""
         self._started: float | None = None
         self._processor_started = 0.0
         self.processor_seconds = 0.0
@@ -27,6 +37,7 @@ class StepClock:
     def start(self) -> None:
         """Begin a step."""
         self._wait()
+        self._compiling_started = self._compiling()
         self._processor_started = process_time()
         self._started = self._now()
 
@@ -41,5 +52,6 @@ class StepClock:
         self._wait()
         seconds = self._now() - self._started
         self.processor_seconds = process_time() - self._processor_started
+        self.compile_seconds = self._compiling() - self._compiling_started
         self._started = None
         return seconds

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from harness.training.compilation import options
 from harness.training.evaluation import as_found, loader, split_of
 from harness.training.metrics import measure
 from harness.training.split import Reported
@@ -42,8 +44,23 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **_ways(work),
     )
     said._n_gpu = min(said.n_gpu, 1)  # else several GPUs mean nn.DataParallel over all of them
+    return said
+
+
+def _ways(work: Workload) -> dict[str, Any]:
+    """Gradient checkpointing and compiling, by the names that this version of transformers has for them."""
+    said: dict[str, Any] = {}
+    if work.train.gradient_checkpointing:
+        names = {field.name for field in fields(TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+        said = {name: True, f"{name}_kwargs": work.checkpointing}
+    if work.train.compile:
+        # It also turns TF32 on, but not where the precision of matrix products is set, as it is around each loop.
+        said |= {"torch_compile": True}
+        said |= {f"torch_compile_{name}": value for name, value in options(work.train.compile).items()}
     return said
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from harness.record import Batch, Group, Modes, Optimizer, Parameter, Steps
 from harness.training.adapters import is_adapter
 from harness.training.checkpoint import digest
+from harness.training.compilation import Compiling
 from harness.training.data import Drawing, Drawn
 from harness.training.optimizer import kinds
 from harness.training.rows import Row
@@ -49,6 +50,7 @@ class Watch:
         drawn: the examples of each batch, in the order the loader made them.
         labels_kept: the loop keeps labels from the model, and takes its loss from the logits.
         survey: told of the examples of each step, where they were not looked at before.
+        compiling: follows what is compiled.
         steps: how many steps are declared.
         clock: of the device.
         progress: told of each step.
@@ -64,6 +66,7 @@ class Watch:
         drawn: Drawn,
         labels_kept: bool = False,
         survey: Survey | None = None,
+        compiling: Compiling,
         steps: int,
         clock: StepClock,
         progress: Progress | None = None,
@@ -78,6 +81,7 @@ class Watch:
         self._survey = survey
         self.rows: dict[int, Row] = {}
         """The rows of the kept batches, by index."""
+        self._compiling = compiling
         self._declared = steps
         self._clock = clock
         self._progress = progress
@@ -104,6 +108,9 @@ class Watch:
         self._drawn_from: set[bytes] = set()
         self._redrawn: int | None = None
         self._graphs: list[weakref.ref[_Token]] = []
+        self._checkpointing: bool | None = None
+        self.eager_passes = 0
+        """Forward passes in training whose result came out of no compiled graph."""
         self._columns: dict[str, list[Any]] = {name: [] for name in Steps.model_fields}
         self._batches: dict[str, Batch] = {}
         self._kept = 0
@@ -124,9 +131,12 @@ class Watch:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
         actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
-        self._hook(self._model.register_forward_pre_hook(self._on_forward, with_kwargs=True))
-        self._hook(self._model.register_forward_hook(self._after_forward))
+        before, after = map(self._compiling.outside, (self._on_forward, self._after_forward))
+        self._hook(self._model.register_forward_pre_hook(before, with_kwargs=True))
+        self._hook(self._model.register_forward_hook(after))
         self._hook(actual.register_step_pre_hook(self._on_optimizer_step))
+        self._compiling.watch()
+        self._hooks.callback(self._compiling.close)
         self._clock.start()
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
@@ -177,6 +187,7 @@ class Watch:
             lost=tuple(name for name in lost if name not in self._stochastic),
             redrawn=self._redrawn,
             drifted=self._drifted(),
+            checkpointing=self._checkpointing,
         )
 
     def _drifted(self) -> tuple[str, ...]:
@@ -202,6 +213,8 @@ class Watch:
             return  # an evaluation
         self._arguments.append(kwargs)
         self._random = self._random_state()
+        if self._checkpointing is None:
+            self._checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
         off = tuple(name for name, module in self._stochastic.items() if not module.training)
         if off and self._off is None:
             self._off = len(self._columns["loss"]), off
@@ -219,12 +232,13 @@ class Watch:
                 self._redrawn = len(self._columns["loss"])
             self._drawn_from.add(self._random)
         loss = getattr(output, "loss", None)
-        result = loss if loss is not None else getattr(output, "logits", None)
-        node = getattr(result, "grad_fn", None)
-        if node is not None:
-            token = _Token()
-            node.metadata["harness"] = token
+        nodes = [node for node in (getattr(one, "grad_fn", None) for one in _results(output)) if node is not None]
+        if nodes:
+            token = _Token()  # one for all: whoever keeps any of the results keeps the graph
+            for node in nodes:
+                node.metadata["harness"] = token
             self._graphs.append(weakref.ref(token))
+            self.eager_passes += "CompiledFunction" not in type(nodes[0]).__name__
         if loss is not None and loss.requires_grad and not self._labels_kept:
             loss.register_hook(self._weights.append)  # the gradient at the loss: what the loop multiplied it with
 
@@ -252,6 +266,7 @@ class Watch:
             "group_rates": self._rates,
             "seconds": seconds,
             "processor_seconds": self._clock.processor_seconds,
+            "compile_seconds": self._clock.compile_seconds,
             "data_seconds": waited,
             "samples": len(examples),
             "real_tokens": sum(sum(drawing.lengths) for drawing in drawings),
@@ -409,6 +424,11 @@ def _joined(digests: list[dict[str, str]]) -> dict[str, str]:
     names = sorted({name for each in digests for name in each})
     joined = {name: " ".join(each.get(name, "none") for each in digests) for name in names}
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in joined.items()}
+
+
+def _results(output: Any) -> tuple[Any, ...]:
+    """What a forward pass gave: the loss first, where it gave one."""
+    return tuple(output.values()) if isinstance(output, Mapping) else ()
 
 
 class _Token:

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from harness import experiment
-from harness.errors import CheckpointError, DataError
+from harness.errors import CheckpointError, DataError, Unavailable
 from harness.schedule import warmup
-from harness.training import data, optimizer, split, tokenizer
+from harness.training import attention, compilation, data, optimizer, split, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device, matmul_precision
 from harness.training.rows import Table
@@ -174,6 +174,20 @@ class Workload:
         """Whether an evaluation is declared in the midst of the training, after so many steps."""
         return bool(self.split and self.split.every and step % self.split.every == 0 and step < self.train.steps)
 
+    @property
+    def checkpointing(self) -> dict[str, Any]:
+        """What torch's `checkpoint` is called with; dropout is drawn again from the state that it was drawn from."""
+        return {"use_reentrant": False}
+
+    def checkpoint_gradients(self, model: Any) -> None:
+        """Let layers be computed again in the backward pass, if that is declared."""
+        if self.train.gradient_checkpointing:
+            checkpoint_layers(model, self.checkpointing)
+
+    def compiled(self, model: Any) -> Any:
+        """The model to call in the loop."""
+        return compilation.compiled(model, self.train.compile)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward pass; weights stay as they are."""
         if self.precision in _AUTOCAST:
@@ -201,12 +215,37 @@ def _padding(collator: Collator, said: dict[str, Any]) -> Collator:
     return collator
 
 
+def checkpoint_layers(model: Any, how: dict[str, Any]) -> None:
+    """Let layers be computed again in the backward pass.
+
+    Raises:
+        Unavailable: the model has no layers that can be.
+    """
+    # As it was called until transformers 5.20.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable(how)
+    except ValueError as error:
+        raise Unavailable(f"no gradient checkpointing: {error}") from error
+
+
+def keep_layers(model: Any) -> None:
+    """Let layers be computed once, and what they gave be kept for the backward pass."""
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()
+
+
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
     task = task_of(settings)
+    compilation.require(settings.train.compile, device)
     encode = data.encoder(task, loaded.tokenizer, max_length, data.positions(loaded.model))
     model = start(loaded.model, settings.precision).to(device.torch)
+    attention.use(model, settings.train.attention, device)
+    if settings.train.gradient_checkpointing:
+        checkpoint_layers(model, {})  # whether it can; the loop is who does it
+        keep_layers(model)
     optimizer.freeze(model, settings.train.freeze)
     examples = data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer)
     settings = settings.model_copy(update={"train": _with_steps(settings.train, examples)})

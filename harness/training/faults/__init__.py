@@ -24,6 +24,7 @@ from harness.training.faults import (
     token,
     tokenizer,
     trainer,
+    way,
 )
 
 __all__ = ["FAULTS"]
@@ -44,6 +45,7 @@ FAULTS: tuple[Fault, ...] = (
     *loop.FAULTS,
     *choice.FAULTS,
     *trainer.FAULTS,
+    *way.FAULTS,
     *evaluation.FAULTS,
     *saving.FAULTS,
 )

@@ -1,69 +1,202 @@
-"""The gradient of one batch, computed in ways that must not matter."""
+"""The case's own model, beside the same model that computes in the plain way: without recomputing, in eager attention,
+not compiled.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from harness.training import attention as kernels
+from harness.training import compilation as compiling
 from harness.training.checkpoint import Loaded
-from harness.training.probes.result import chosen, features
-from harness.training.twin import twin
-from harness.training.workload import Workload
+from harness.training.probes.padding import more_padding
+from harness.training.probes.result import chosen, features, logits, rows_of_tokens
+from harness.training.twin import silence
+from harness.training.workload import Workload, checkpoint_layers, keep_layers
+
+Batch = dict[str, torch.Tensor]
 
 
-def equivalence(loaded: Loaded, work: Workload) -> dict[str, Any]:
-    """Relative distance of the gradient to the plain one: in two micro-batches, with gradient checkpointing, with each
-    attention implementation. On the twin; a way that the model does not have says why.
+def checkpointing(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """Relative distance of loss and gradient to those without checkpointing, with dropout on, from the same random
+    state; and how many modules ran once more for it. Nothing where checkpointing is not declared.
     """
-    indices = chosen(work.examples.lengths)
-    batch = work.collator()([features(work, index) for index in indices])
-    plain = _gradient(work, twin(work.model), [batch])
-    ways: dict[str, Callable[[Any], Any]] = {
-        "gradient_checkpointing": _checkpointed,
-        **{f"attention_{kind}": _with_attention(kind) for kind in ("eager", "sdpa")},
+    if not work.train.gradient_checkpointing:
+        return {}
+    batch = _batch(work)
+    plain, recomputing = _copied(work), _copied(work)
+    checkpoint_layers(recomputing, work.checkpointing)
+    with _counting(plain) as once:
+        expected = _way(work, plain.train(), batch)
+    with _counting(recomputing) as twice:
+        found = _way(work, recomputing.train(), batch)
+    distances = found.distances(expected)
+    return {name: distances[name] for name in ("loss", "gradient")} | {"recomputed": len(twice) - len(once)}
+
+
+def attention(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """Logits and gradient in the implementation in use beside those of eager attention, with dropout at 0, of a batch
+    with more padding than it needs, and where tokens have logits of their own, of the same with its columns turned.
+
+    Whether all numbers are finite is looked at for both, and for a batch with a row that is nothing but padding. There,
+    and where heads read a text's first place, now padding, kernels need not agree.
+    """
+    used = kernels.chosen(work.model)
+    if used in ("", "eager"):
+        return {"used": used}
+    own, eager = _silent(work), _silent(work)
+    try:
+        kernels.switch(eager, "eager")
+    except (ValueError, ImportError) as error:
+        return {"used": used, "no_eager": f"{error}"}
+    batch = more_padding(own, work, _batch(work))
+    turned = _turned(work, batch)
+    ways = {"more padding": batch, **({"padding on the other side": turned} if work.task.per == "token" else {})}
+    finite = {"padding on the other side": turned, "a row that is nothing but padding": _with_an_empty_row(batch)}
+    return {
+        "used": used,
+        "batches": _compared(work, own, eager, ways),
+        "finite": {name: _way(work, own, each).finite for name, each in finite.items()},
     }
-    found: dict[str, Any] = {}
-    halves = [_rows(batch, slice(None, 1)), _rows(batch, slice(1, None))] if len(indices) > 1 else [batch]
-    found["two_micro_batches"] = _distance(_gradient(work, twin(work.model), halves), plain)
-    for name, change in ways.items():
-        try:
-            found[name] = _distance(_gradient(work, change(twin(work.model)), [batch]), plain)
-        except (ValueError, NotImplementedError, ImportError) as error:
-            found[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def compilation(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """Logits and gradient of the compiled model beside those of the same model that is not, with dropout at 0: of a
+    batch, and of one of another length where lengths vary. Nothing where no compiling is declared.
+    """
+    if not work.train.compile:
+        return {}
+    own, eager = _silent(work).train(), _silent(work).train()
+    ways = {"a batch": _batch(work)}
+    if work.train.padding == "longest" and work.fixed_length is None:
+        ways["a longer batch"] = more_padding(own, work, ways["a batch"])
+    with compiling.afresh(work.train.compile):
+        batches = _compared(work, work.compiled(own), eager, ways)
+        return {"batches": batches, "graphs": compiling.graphs()}
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What a forward and a backward pass gave."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    gradient: dict[str, torch.Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Every number of it is."""
+        return all(bool(one.isfinite().all()) for one in (self.loss, self.logits, *self.gradient.values()))
+
+    def distances(self, other: _Way, real: torch.Tensor | None = None) -> dict[str, float]:
+        """Relative to the largest logit, to a loss above 1, and to the norm of the whole gradient.
+
+        Args:
+            other: what it is compared with.
+            real: the places whose logits count, texts x places; by default all.
+        """
+        mine, others = (one.logits if real is None else one.logits[real] for one in (self, other))
+        largest = others.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        zero = torch.zeros((), device=mine.device)
+        names = self.gradient.keys() | other.gradient.keys()
+        apart = [self.gradient.get(name, zero) - other.gradient.get(name, zero) for name in names]
+        whole = math.hypot(*(float(one.norm()) for one in other.gradient.values()))
+        return {
+            "loss": float((self.loss - other.loss).abs() / other.loss.abs().clamp_min(1)),
+            "logits": float((mine - others).abs().max() / largest),
+            "gradient": math.hypot(*(float(one.norm()) for one in apart)) / whole if whole else math.nan,
+        }
+
+
+def _compared(work: Workload, own: Any, eager: Any, batches: dict[str, Batch]) -> list[dict[str, Any]]:
+    """Distances to the plain model in fp32, by batch; below fp32 also those that the plain model itself has there."""
+    plain = eager if work.precision == "fp32" else copy.deepcopy(eager).float()
+    found = []
+    for name, batch in batches.items():
+        real = _real(work, batch)
+        reference = _way(work, plain, batch, exact=True)
+        entry: dict[str, Any] = {"batch": name, "own": _way(work, own, batch).distances(reference, real)}
+        if work.precision != "fp32":
+            entry["plain"] = _way(work, eager, batch).distances(reference, real)
+        found.append(entry)
     return found
 
 
-def _checkpointed(model: Any) -> Any:
-    model.gradient_checkpointing_enable()
-    return model.train()  # the twin has no dropout left; checkpointing works in train mode only
+def _way(work: Workload, model: Any, batch: Batch, *, exact: bool = False) -> _Way:
+    """The batch forth and back, in the case's precision or in fp32; random numbers are the same each time."""
+    device = work.device.torch
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        if exact:
+            output = model(**batch)
+        else:
+            with work.autocast(), work.products():
+                output = model(**batch)
+        loss = work.loss(output, batch)
+        loss.backward()
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(torch.float32, copy=True)  # a CUDA graph writes over it when it runs again
+
+    named = ((name.removeprefix("_orig_mod."), one.grad) for name, one in model.named_parameters())
+    gradient = {name: kept(grad) for name, grad in named if grad is not None}
+    return _Way(kept(loss), kept(logits(work.task, output)), gradient)
 
 
-def _with_attention(kind: str) -> Callable[[Any], Any]:
-    def change(model: Any) -> Any:
-        model.set_attn_implementation(kind)
-        return model
-
-    return change
+def _batch(work: Workload) -> Batch:
+    """Examples of lengths as different as there are, on the device."""
+    made = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
+    return {name: value.to(work.device.torch) for name, value in made.items()}
 
 
-def _rows(batch: Any, rows: slice) -> dict[str, torch.Tensor]:
-    return {name: value[rows] for name, value in batch.items()}
+def _turned(work: Workload, batch: Batch) -> Batch:
+    """The batch from right to left: what was padded on the right is padded on the left. No text, but a batch."""
+    names = ["input_ids", "attention_mask", "token_type_ids", *(work.task.labels if work.task.per == "token" else ())]
+    return {name: value.flip(-1) if name in names and value.dim() > 1 else value for name, value in batch.items()}
 
 
-def _gradient(work: Workload, model: Any, micro_batches: list[Any]) -> dict[str, torch.Tensor]:
-    """Of the mean loss over all rows, or over all labels where the loss is a mean over those, accumulated."""
-    terms = [work.task.terms(batch) for batch in micro_batches]
-    for batch, count in zip(micro_batches, terms, strict=True):
-        if count:  # the mean over nothing is no number
-            (model(**batch).loss * count / sum(terms)).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+def _with_an_empty_row(batch: Batch) -> Batch:
+    mask = rows_of_tokens(batch["attention_mask"]).clone()
+    mask[-1] = 0
+    return {**batch, "attention_mask": mask.view(batch["attention_mask"].shape)}
 
 
-def _distance(one: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
-    zero = torch.zeros(())
-    norm = math.hypot(*(float(tensor.norm()) for tensor in plain.values()))
-    away = math.hypot(*(float((one.get(name, zero) - plain.get(name, zero)).norm()) for name in one.keys() | plain))
-    return away / norm if norm else math.nan
+def _real(work: Workload, batch: Batch) -> torch.Tensor | None:
+    """Where logits are those of a token that is not padding; none where there are no logits by token."""
+    return rows_of_tokens(batch["attention_mask"]).bool() if work.task.per == "token" else None
+
+
+def _copied(work: Workload) -> Any:
+    """The model that was trained, as it was before anything was done to how it computes."""
+    model = copy.deepcopy(work.model)
+    if work.train.gradient_checkpointing:
+        keep_layers(model)
+    return model
+
+
+def _silent(work: Workload) -> Any:
+    model = _copied(work).eval()
+    silence(model)
+    return model
+
+
+@contextmanager
+def _counting(model: Any) -> Iterator[list[None]]:
+    """A list that gets an entry each time a module without parts runs."""
+    runs: list[None] = []
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    handles = [leaf.register_forward_pre_hook(lambda *args: runs.append(None)) for leaf in leaves]
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,7 +10,7 @@ import torch
 from harness.training.checkpoint import Loaded
 from harness.training.data import longest
 from harness.training.probes.result import Texts, chosen, features, inputs, logits, texts
-from harness.training.tasks import Features
+from harness.training.tasks import IGNORED, Features
 from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload
 
@@ -52,13 +52,11 @@ def moves(model: Any, work: Workload, indices: list[int]) -> dict[str, Any]:
     batch = inputs(work, collate(rows))
     others = rows[: max(2, len(rows) // 2)]
     whole = texts(work, indices, rows)
-    most = min(work.max_length, longest(None, work.tokenizer, model))  # there may be no positions beyond
-    extra = max(0, min(EXTRA, most - batch["input_ids"].shape[-1]))
     return {
         "examples": list(whole.examples),
         "lengths": list(whole.lengths),
         "batch": distances(inputs(work, work.plain_collator()(rows)), rows),
-        "more_padding": distances(_padded(batch, extra, work.tokenizer), rows),
+        "more_padding": distances(more_padding(model, work, batch), rows),
         "other_company": distances(inputs(work, collate(others)), others),
         "nothing_masked": distances({**batch, "attention_mask": torch.ones_like(batch["input_ids"])}, rows),
     }
@@ -80,13 +78,23 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max().clamp_min(torch.finfo(one.dtype).tiny))
 
 
-def _padded(batch: dict[str, torch.Tensor], columns: int, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """The batch with columns of padding more, on the tokenizer's side; what a decoder gets stays as it is."""
-    values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    sides = (columns, 0) if tokenizer.padding_side == "left" else (0, columns)
+def more_padding(model: Any, work: Workload, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch with `EXTRA` columns of padding more, on the tokenizer's side; what a decoder gets stays as it is.
+
+    There are fewer, down to none, where tokenizer or model have no room for them.
+    """
+    shape = batch["input_ids"].shape
+    most = min(work.max_length, longest(None, work.tokenizer, model))
+    columns = max(0, min(EXTRA, most - shape[-1]))
+    values = {"input_ids": work.tokenizer.pad_token_id, "token_type_ids": work.tokenizer.pad_token_type_id}
+    values |= dict.fromkeys(work.task.labels, IGNORED)
+    ours = {name for name in batch if not name.startswith("decoder_")}
+    if work.task.per != "token":
+        ours -= {*work.task.labels}
+    sides = (columns, 0) if work.tokenizer.padding_side == "left" else (0, columns)
     return {
-        name: value
-        if name.startswith("decoder_") or value.shape != batch["input_ids"].shape
-        else torch.nn.functional.pad(value, sides, value=values.get(name, 0))
+        name: torch.nn.functional.pad(value, sides, value=values.get(name, 0))
+        if name in ours and value.shape == shape
+        else value
         for name, value in batch.items()
     }

@@ -66,7 +66,7 @@ def _small(work: Workload) -> Workload:
     """The workload of a few short steps."""
     declared = work.train
     micro, rows = min(ROWS, declared.gradient_accumulation), min(ROWS, declared.batch_size)
-    said = {"steps": STEPS, "epochs": None, "batch_size": rows, "gradient_accumulation": micro}
+    said = {"steps": STEPS, "epochs": None, "batch_size": rows, "gradient_accumulation": micro, "compile": False}
     small = replace(work, train=declared.model_copy(update=said))
     if micro == 1 or rows == 1 or declared.drop_last or isinstance(work.examples, Ahead):
         return small

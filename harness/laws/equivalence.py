@@ -1,0 +1,147 @@
+"""Ways of computing the same training that must not matter: recomputing, other kernels, compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from harness.errors import count
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
+from harness.record import Record
+
+LOGITS = 1e-4
+"""Largest distance of logits and loss in fp32, as in padding_changes_nothing: right set-ups stay below 3.3e-6."""
+ROUNDING = {"bf16": 1.5e-2, "fp16": 1.5e-2, "bf16-pure": 1.5e-2}
+"""What is allowed beyond that where products are rounded: TRL's invariant suite allows losses of two ways this much."""
+SPREAD = 3.0
+"""Below fp32, how much further from fp32 than the plain way another way may be: flash-attention's own tests allow its
+kernels two to three times the error of torch's."""
+
+Tolerance = Annotated[float, Field(gt=0, description="Largest relative difference of the gradient in fp32.")]
+Way = Mapping[str, Any]
+
+
+@law(probes=("checkpointing",))
+def checkpointing_equals_plain(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
+    """Where train.gradient_checkpointing is declared, layers are recomputed, and the gradient is that without it.
+
+    The trained model, in the case's precision and with its dropout: one batch forth and back with checkpointing and
+    without, from the same random state. On a CPU loss and gradient are equal bit for bit (measured: 45 architectures);
+    on CUDA, where sums are added in another order each time, the gradient's relative distance is at most 1e-3, the
+    limit of the other ways. What is recomputed with other dropout, or loses a part of the gradient on its way, does
+    not show in a loss curve.
+    """
+    if not record.settings.get("train.gradient_checkpointing"):
+        return not_applicable("train.gradient_checkpointing is not declared")
+    if record.modes is not None and record.modes.checkpointing is False:
+        return broken(
+            "train.gradient_checkpointing is declared, and no layer had it on in the first forward pass",
+            cause="it is enabled on another object than the model that trains, or turned off again",
+        )
+    evidence = probed(record, "checkpointing")
+    if isinstance(evidence, Verdict):
+        return evidence
+    if not evidence["recomputed"]:
+        return broken("no module ran again in the backward pass", cause="the model does not heed its own flag")
+    exact = record.settings["device"] == "cpu"
+    distances = {name: float(evidence[name]) for name in ("loss", "gradient")}
+    for name, limit in (("loss", 0.0 if exact else LOGITS), ("gradient", 0.0 if exact else tolerance)):
+        if not distances[name] <= limit:
+            return broken(
+                f"the {name} differs by {distances[name]:.3g} from that without checkpointing, allowed {limit:g}",
+                cause="dropout is drawn anew when a layer is recomputed (preserve_rng_state), or the gradient is cut "
+                "where a layer's inputs need none (use_reentrant)",
+            )
+    again = count(evidence["recomputed"], "module")
+    return held(f"{again} ran again; gradients differ by {distances['gradient']:.1g}")
+
+
+@law(probes=("attention",))
+def attention_implementations_agree(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
+    """The implementation of attention in use gives the logits and the gradient of eager attention, padding included.
+
+    The trained model on its own device, with dropout at 0, and a batch with more padding than it needs: logits of real
+    tokens within 1e-4 of eager attention's in fp32, the gradient within 1e-3 (measured on right set-ups: below 1e-6).
+    In bf16 and fp16 a kernel may be three times as far from fp32 as eager attention is there, and 1.5e-2 more. Padding
+    on the other side, where queries stand before anything that they may see, and a row that is nothing but padding must
+    leave every number finite: a softmax over nothing is none. A kernel that ignores the padding mask shows here.
+    """
+    evidence = probed(record, "attention")
+    if isinstance(evidence, Verdict):
+        return evidence
+    used = evidence["used"]
+    if used in ("", "eager"):
+        return not_applicable("attention is eager, with which others would be compared")
+    if "no_eager" in evidence:
+        return not_applicable(f"there is no eager attention to compare {used} with: {evidence['no_eager']}")
+    if (difference := _first_difference(record, evidence["batches"], tolerance)) is not None:
+        return broken(
+            f"{used} and eager attention, {difference}",
+            cause="a kernel that ignores the padding mask or reads it otherwise, or one that lacks what the "
+            "architecture does to its scores, such as a soft-cap or a bias",
+        )
+    if not_finite := [name for name, finite in evidence["finite"].items() if not finite]:
+        return broken(
+            f"{used}: {not_finite[0]} makes a number NaN or infinite", cause="a softmax over masked places alone"
+        )
+    return held(f"{used} and eager: {_furthest(evidence['batches'])}")
+
+
+@law(probes=("compilation",))
+def compiled_equals_eager(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
+    """Where train.compile is declared, the training ran compiled, and that gives what the model gives uncompiled.
+
+    The trained model on its own device, with dropout at 0 (what is compiled draws other random numbers than what is
+    not): logits and loss within 1e-4 of the uncompiled model's in fp32, the gradient within 1e-3; in bf16 and fp16 it
+    may be three times as far from fp32 as the uncompiled model is there, and 1.5e-2 more. Where lengths vary, a second
+    batch makes the code for any length. Dynamo gives up silently: forward passes whose result came out of no compiled
+    graph are counted, and if they are more than half, the law is broken.
+    """
+    if not record.settings.get("train.compile"):
+        return not_applicable("train.compile is not declared")
+    compilation = record.compilation
+    if compilation is None:
+        return invalid("what was compiled is missing from the evidence")
+    passes = sum(map(len, record.steps.micro_batches)) or len(record.steps.loss)
+    if compilation.graphs == 0 or compilation.eager_passes * 2 > passes:
+        return broken(
+            f"{count(compilation.graphs, 'graph')} compiled; {compilation.eager_passes} of {passes} forward passes "
+            "ended in code that was not",
+            cause="the loop calls another object than the one that torch.compile gave, or Dynamo went back to eager "
+            "after too many recompilations",
+        )
+    evidence = probed(record, "compilation")
+    if isinstance(evidence, Verdict):
+        return evidence
+    if not evidence["graphs"]:
+        return invalid("nothing was compiled where it was to be compared")
+    if (difference := _first_difference(record, evidence["batches"], tolerance)) is not None:
+        return broken(
+            f"compiled by {compilation.backend}, {difference}",
+            cause="a fused kernel or a decomposition that computes something else, or code for another shape or mode",
+        )
+    breaks = sum(compilation.breaks.values())
+    return held(
+        f"{count(compilation.graphs, 'graph')} by {compilation.backend}, {count(breaks, 'break')}; "
+        f"{_furthest(evidence['batches'])}"
+    )
+
+
+def _first_difference(record: Record, batches: Sequence[Way], tolerance: float) -> str | None:
+    """The first distance above its limit, in words."""
+    rounding = ROUNDING.get(record.settings["precision"], 0.0)
+    for batch in batches:
+        for name, limit in (("loss", LOGITS), ("logits", LOGITS), ("gradient", tolerance)):
+            found, plain = float(batch["own"][name]), float(batch.get("plain", {}).get(name, 0.0))
+            allowed = SPREAD * plain + limit + rounding
+            if not found <= allowed:  # written so that NaN is a difference
+                apart = f" (the plain way is off by {plain:.3g} in this precision)" if plain else ""
+                return f"{batch['batch']}: {name} off by {found:.3g}, allowed {allowed:.3g}{apart}"
+    return None
+
+
+def _furthest(batches: Iterable[Way]) -> str:
+    logits, gradient = (max(float(batch["own"][name]) for batch in batches) for name in ("logits", "gradient"))
+    return f"logits differ by at most {logits:.1g}, gradients by {gradient:.1g}"

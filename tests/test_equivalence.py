@@ -1,0 +1,227 @@
+"""Other ways of computing a training: what may be declared, what machines lack, and that real faults are caught."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from transformers import DistilBertForSequenceClassification
+from trial import attempt, train
+from trial import case as trial
+
+from harness import experiment
+from harness.errors import InvalidExperiment, Unavailable
+from harness.experiment.train import CompileMode
+from harness.laws import LAWS, judge
+from harness.mutation import Subject
+from harness.plan import Case
+from harness.record import Record
+from harness.throughput import Throughput, throughput, timed_steps
+from harness.training import compilation, devices
+from harness.training.checkpoint import Shelf
+from harness.training.fault import Fault
+from harness.training.faults.way import FAULTS
+from harness.training.loops import LOOPS
+from harness.training.mutate import runner
+from harness.training.run import run
+
+# What may be declared
+
+
+WRONG = {
+    "attention: flash_attention_2": "'flash_attention_2' with precision fp32, expected bf16, fp16 or bf16-pure as",
+    "attention: flash": "5: train.attention: found 'flash', expected 'eager', 'sdpa', 'flash_attention_2' or",
+    "compile: fast": "5: train.compile: found 'fast', expected true, false, reduce-overhead, max-autotune, ",
+    "compile: max-autotun": "aot_eager; did you mean 'max-autotune'?",
+    "compile: {mode: default}": "5: train.compile: found a mapping, expected true, false, reduce-overhead",
+    "gradient_checkpointing: some": "5: train.gradient_checkpointing: found 'some', expected true or false",
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_values_are_mistakes_of_the_file(tmp_path: Path, said: str) -> None:
+    """They are found while pytest collects, with what is allowed."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"checkpoint: {{architecture: bert}}\ndata:\n  {{sequences: [a], labels: [0]}}\ntrain:\n  {said}\n")
+    with pytest.raises(InvalidExperiment, match=re.escape(WRONG[said])):
+        experiment.read(path, {law.name: law.options for law in LAWS})
+
+
+def test_modes_are_those_of_torch() -> None:
+    """What the file calls a mode is one that inductor has."""
+    assert {*get_args(CompileMode)} - {"aot_eager"} <= {*torch._inductor.list_mode_options()}
+
+
+# What a machine or a model lacks
+
+LACKING = {
+    "flash_attention_2": "no flash_attention_2 on cpu: its kernels are for CUDA devices",
+    "flex_attention": "no flex_attention on cpu: torch's flex_attention has a backward pass on CUDA devices alone",
+}
+
+
+@pytest.mark.parametrize("kind", LACKING)
+def test_what_a_machine_lacks_is_skipped(kind: str) -> None:
+    """With the reason, and nothing is trained."""
+    found = attempt(trial(precision="bf16", train={"attention": kind}))
+    assert (found.outcome, found.reason) == ("skipped", LACKING[kind])
+    assert not found.steps.loss
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said", "reason"),
+    [
+        ("fnet", {"attention": "sdpa"}, "no sdpa in FNetForSequenceClassification: "),
+        ("deberta-v2", {"attention": "sdpa"}, "no sdpa in DebertaV2ForSequenceClassification: its layers compute"),
+        ("xlm", {"gradient_checkpointing": True}, "no gradient checkpointing: XLMForSequenceClassification does not"),
+    ],
+)
+def test_what_a_model_lacks_is_skipped(architecture: str, said: dict[str, Any], reason: str) -> None:
+    """transformers warns of some of it, and trains on as if nothing had been asked for."""
+    found = attempt(trial({"architecture": architecture, "size": "tiny"}, train={"steps": 1, **said}))
+    assert (found.outcome, found.reason[: len(reason)]) == ("skipped", reason)
+
+
+def test_inductor_without_a_compiler_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason names what is missing, and what needs none."""
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(Unavailable, match=r"no C[+][+] compiler, .*; train.compile: aot_eager needs none"):
+        compilation.require(True, devices.find("cpu"))
+    compilation.require("aot_eager", devices.find("cpu"))
+
+
+def test_attention_in_use_stands_in_the_record_with_its_reason() -> None:
+    """As declared, or as transformers has chosen."""
+    declared, chosen = (train(trial(train={"steps": 1, **said})) for said in ({"attention": "eager"}, {}))
+    assert declared.checkpoint is not None
+    assert chosen.checkpoint is not None
+    assert (declared.checkpoint.attention, declared.checkpoint.attention_reason) == (
+        "eager",
+        "train.attention declares it",
+    )
+    assert (chosen.checkpoint.attention, chosen.checkpoint.attention_reason[:21]) == ("sdpa", "transformers' choice:")
+
+
+# Live
+
+SAID: dict[str, Any] = {
+    "data": {
+        "sequences": [
+            "it was cold", "never again", "the soup was warm", "bread", "we waited an hour for the soup", "A fine day!"
+        ],
+        "labels": [0, 0, 1, 1, 0, 1],
+    },
+    "train": {"steps": 10, "batch_size": 3, "learning_rate": 5e-3},
+}  # fmt: skip
+COMPILED = {"compile": "aot_eager", "padding": "max_length", "max_length": 16}
+
+
+def ways(loop: str, *, probes: Iterable[str] = (), **said: Any) -> Case:
+    """A model of one layer that trains in one of the ways."""
+    checkpoint = {"architecture": "distilbert", "size": "tiny", "config": {"n_layers": 1}}
+    return trial(checkpoint, data=SAID["data"], train={**SAID["train"], "loop": loop, **said}, probes=probes)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[dict[str, Record]]:
+    """Two loops that train a compiled model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {loop: train(ways(loop, probes=["compilation"] * (loop == "custom"), **COMPILED)) for loop in LOOPS}
+    torch.set_num_threads(threads)
+
+
+def test_loops_that_compile_agree(compiled: dict[str, Record]) -> None:
+    """aot_eager runs the operators of eager: the losses are those of the training that is not compiled, bit for bit."""
+    plain = train(ways("custom", **{**COMPILED, "compile": False}))
+    for one in compiled.values():
+        assert one.steps.loss == plain.steps.loss
+
+
+def test_compiled_training_is_watched_as_any_other(compiled: dict[str, Record]) -> None:
+    """Hooks break no graph, see every batch, and no step keeps its graph."""
+    for one in compiled.values():
+        assert one.compilation is not None
+        assert (one.compilation.breaks, one.compilation.eager_passes) == ({}, 0)
+        assert one.compilation.graphs == sum(second > 0 for second in one.steps.compile_seconds)
+        assert all(one.steps.digest)
+        verdicts = {verdict.law: verdict for verdict in judge(one)}
+        assert verdicts["compiled_equals_eager"].outcome == ("held" if one.probes else "not applicable")
+        for law in ("no_graph_kept", "dropout_on_in_training", "padding_mask_correct"):
+            assert verdicts[law].outcome == "held", verdicts[law]
+
+
+def test_steps_that_compile_are_not_timed(compiled: dict[str, Record]) -> None:
+    """Their seconds are kept in the record, apart from what compiling took of them."""
+    for one in compiled.values():
+        first = [place for place, second in enumerate(one.steps.compile_seconds) if second > 0]
+        speed = throughput(one)
+        assert isinstance(speed, Throughput)
+        assert len(speed.seconds) <= len(one.steps.loss) - len(first)
+        assert first[0] == 0
+        assert 0 < one.steps.compile_seconds[0] < one.steps.seconds[0]
+        assert not set(first) & set(timed_steps(one))
+
+
+def test_compiling_leaves_nothing_behind(compiled: dict[str, Record]) -> None:
+    """Neither code nor followers: the next training compiles everything itself."""
+    from torch._dynamo.callback import callback_handler
+
+    assert callback_handler.start_callbacks == callback_handler.end_callbacks == []
+    assert torch._dynamo.eval_frame._debug_get_cache_entry_list(DistilBertForSequenceClassification.forward) == []
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_checkpointing_trains_the_same(loop: str) -> None:
+    """Bit for bit, dropout included, and no graph is kept."""
+    plain, again = (train(ways(loop, gradient_checkpointing=on, steps=6)) for on in (False, True))
+    assert again.steps.loss == plain.steps.loss
+    assert (plain.modes and plain.modes.checkpointing, again.modes and again.modes.checkpointing) == (False, True)
+    assert max(again.steps.graphs) == 0
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "attention_implementations_agree": {},
+    "checkpointing_equals_plain": {"gradient_checkpointing": True},
+    "compiled_equals_eager": COMPILED,
+}
+"""What is declared where a law has something to say."""
+CAUGHT_BY = {
+    "kernel_ignores_the_mask": "attention_implementations_agree",
+    "kernel_divides_by_an_empty_sum": "attention_implementations_agree",
+    "checkpointing_draws_dropout_anew": "checkpointing_equals_plain",
+    "checkpointing_cuts_the_gradient": "checkpointing_equals_plain",
+    "checkpointing_forgotten": "checkpointing_equals_plain",
+    "checkpointing_not_handed_on": "checkpointing_equals_plain",
+    "compiled_code_is_off": "compiled_equals_eager",
+    "compiled_model_not_called": "compiled_equals_eager",
+    "compiling_not_handed_on": "compiled_equals_eager",
+}
+ALSO = {
+    "kernel_ignores_the_mask": {"padding_changes_nothing", "examples_stay_apart"},
+    "checkpointing_cuts_the_gradient": {"gradient_is_the_declared_one"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_faults_of_the_way_are_caught(fault: Fault) -> None:
+    """By the law that compares it with the plain way; others that see it are explained by that one, or it by them."""
+    laws = [law for law in LAWS if law.axis is None and not law.slow and law.name != "loss_decreases"]
+    loop = "custom" if "custom" in fault.loops else min(fault.loops)
+    one = ways(
+        loop, **WAYS[CAUGHT_BY[fault.name]], steps=4, probes={probe for law in laws for probe in law.probes} - {"saved"}
+    )
+    found = run(one, shelf=Shelf(), root=one.path.parent, fault=fault)
+    red = {verdict.law for verdict in judge(found, laws) if verdict.outcome == "broken"}
+    assert red == {CAUGHT_BY[fault.name]} | ALSO.get(fault.name, set())
+
+
+def test_faults_of_a_way_need_it() -> None:
+    """What is not declared cannot go wrong."""
+    subject = Subject(ways("custom"), LAWS, runner(Path.cwd()))
+    assert {fault.name for fault in FAULTS if subject.suits(fault)} == {
+        "kernel_ignores_the_mask",
+        "kernel_divides_by_an_empty_sum",
+    }
