@@ -229,6 +229,10 @@ class Listener(torch.nn.Module):
         config: the model's, which says how batches are padded.
     """
 
+    base_model_prefix = "backbone"
+    backbone = None
+    """There is none: its one weight is all head."""
+
     def __init__(self, drawn: Drawn, config: Any) -> None:
         super().__init__()
         self.config = config
