@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import resource
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-Measure = Callable[[], float]
-"""Does it once; the seconds it took."""
+Measured = TypeVar("Measured")
 
 
-def rotate(measures: Mapping[str, Measure], rounds: int) -> dict[str, tuple[float, ...]]:
-    """Measure each in turn, round after round, and let another be first each time.
+def rotate(measures: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, tuple[Measured, ...]]:
+    """Measure each in turn, round after round, and let another be first each time. A measure does it once, and says how
+    long it took.
 
     Whatever else the machine does then slows all of them alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    seconds: dict[str, list[Measured]] = {name: [] for name in measures}
     names = list(measures)
     for _ in range(rounds):
         for name in names:
             seconds[name].append(measures[name]())
         names.append(names.pop(0))
     return {name: tuple(each) for name, each in seconds.items()}
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what children leave behind (Linux: PR_SET_CHILD_SUBREAPER), so that its time counts."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def wait_for_orphans() -> None:
+    """Until there is no child any more, such as a server of forks that goes a moment after who asked it."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+
+
+def processor_seconds() -> float:
+    """Of all children that have ended, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from time import perf_counter
 from typing import Any
 
 import yaml
-from measure import Comparison, compiled, environment, rotate
+from measure import Comparison, adopt_orphans, compiled, environment, processor_seconds, rotate, wait_for_orphans
 from tabulate import tabulate
 
 HERE = Path(__file__).parent
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", default=["course", "sentiment"])
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    adopt_orphans()
     print(environment())
     print(f"{asked.threads} threads, {asked.rounds} rounds of processes, steps of {asked.loops} loops\n")
     rows = []
@@ -61,7 +62,9 @@ def measure(folder: Path, environ: Mapping[str, str], asked: argparse.Namespace)
     for experiment in asked.experiments:
         file = write(folder, experiment)
         for what, laws, bar in selections():
-            yield processes(file, environ, asked.rounds, laws).row(f"{experiment}: process, {what}", bar)
+            whole, busy = processes(file, environ, asked.rounds, laws)
+            yield whole.row(f"{experiment}: process, {what}", bar)
+            yield busy.row(f"{experiment}: the same, processor time", None)
         bare, watched = steps(file, asked.loops)
         yield bare.row(f"{experiment}: step", STEP)
         yield watched.row(f"{experiment}: step and its evidence", None)
@@ -92,8 +95,10 @@ def write(folder: Path, name: str) -> Path:
 # Processes
 
 
-def processes(file: Path, environ: Mapping[str, str], rounds: int, laws: str) -> Comparison:
-    """Whole processes, after one of each that is not counted."""
+def processes(file: Path, environ: Mapping[str, str], rounds: int, laws: str) -> tuple[Comparison, Comparison]:
+    """Whole processes, after one of each that is not counted: from start to end, and the time that processors spent,
+    which says more where other work was done beside it.
+    """
     options = [*NOT_OURS, "-q", "-p", "no:cacheprovider", "-k", laws]
     ours = Process(["-m", "pytest", *options, str(file)], file, environ)
     plain = Process([str(HERE / "plain.py"), str(file)], file, environ)
@@ -102,8 +107,9 @@ def processes(file: Path, environ: Mapping[str, str], rounds: int, laws: str) ->
     found = losses(file.parent.parent)
     if len(found) != len(expected) or any(abs(a - b) > 1e-4 for a, b in zip(found, expected, strict=True)):
         raise SystemExit(f"{file.stem}: the two do not train alike\n{found}\n{expected}")
-    seconds = rotate({"ours": ours.seconds, "plain": plain.seconds}, rounds)
-    return Comparison(seconds["ours"], seconds["plain"])
+    both = rotate({"ours": ours.seconds, "plain": plain.seconds}, rounds)
+    (whole, busy), (plain_whole, plain_busy) = (zip(*both[name], strict=True) for name in ("ours", "plain"))
+    return Comparison(whole, plain_whole), Comparison(busy, plain_busy)
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,13 @@ class Process:
     file: Path
     environ: Mapping[str, str]
 
-    def seconds(self) -> float:
-        """From start to end."""
-        started = perf_counter()
+    def seconds(self) -> tuple[float, float]:
+        """From start to end; and of processors, with those of the processes that it left behind."""
+        spent, started = processor_seconds(), perf_counter()
         self.run()
-        return perf_counter() - started
+        took = perf_counter() - started
+        wait_for_orphans()
+        return took, processor_seconds() - spent
 
     def run(self) -> str:
         """What it prints."""
@@ -153,6 +161,7 @@ def steps(file: Path, loops: int) -> tuple[Comparison, Comparison]:
     from harness.laws import LAWS
     from harness.training import checkpoint, devices, run, workload
     from harness.training.loops import LOOPS
+    from harness.training.survey import Survey
 
     experiment = read(file, {law.name: law.options for law in LAWS})
     (case,) = plan.cases(experiment, ["cpu"], root=file.parent.parent)
@@ -171,7 +180,7 @@ def steps(file: Path, loops: int) -> tuple[Comparison, Comparison]:
             took.append(perf_counter() - started)
 
         work = workload.prepare(loaded, case.settings, devices.find("cpu"))
-        watch = run._watch(loaded, work, take_turns)
+        watch = run._watch(loaded, work, Survey(loaded, work), take_turns, None)
         try:
             LOOPS["custom"](work, watch)
         finally:

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from records import PROBES, record
-from transformers import AutoConfig, BartConfig, BartForSequenceClassification
+from transformers import (
+    AutoConfig,
+    BartConfig,
+    BartForCausalLM,
+    BartForSequenceClassification,
+    FunnelConfig,
+    FunnelForMaskedLM,
+)
 
 from harness.laws import LAWS, judge
 from harness.laws.known import DEFECTS
@@ -60,6 +67,35 @@ def test_bart_forgets_two_labels_and_not_their_names(tmp_path: Path) -> None:
         BartForSequenceClassification(BartConfig(**small, **said)).save_pretrained(tmp_path / folder)
     assert AutoConfig.from_pretrained(tmp_path / "plain").num_labels == 3
     assert AutoConfig.from_pretrained(tmp_path / "named").num_labels == 2
+
+
+def test_bart_as_a_decoder_takes_labels_at_their_own_place() -> None:
+    """The law of the loss is broken, and says that this is the library's; the real loss is that of copying."""
+    small = {"d_model": 8, "decoder_layers": 1, "vocab_size": 20, "max_position_embeddings": 8, "is_decoder": True}
+    small |= {"decoder_attention_heads": 1, "decoder_ffn_dim": 8, "is_encoder_decoder": False}
+    ids = torch.tensor([[3, 5, 7, 4]])
+    found = BartForCausalLM(BartConfig(**small)).eval()(input_ids=ids, labels=ids)
+    assert torch.allclose(found.loss, torch.nn.functional.cross_entropy(found.logits[0], ids[0]))
+    step = {**PROBES["steps"]["steps"][0], "loss": 2.0, "logits_gradient": 1.4}
+    said = {"settings": {"task": "causal-lm"}, "probes": {"steps": {"steps": [step]}}}
+    assert "at its own place" in cause(
+        "loss_is_the_declared_one", record(checkpoint={"architecture": "BartForCausalLM"}, **said)
+    )
+    assert "known defect" not in cause(
+        "loss_is_the_declared_one", record(checkpoint={"architecture": "GPT2LMHeadModel"}, **said)
+    )
+
+
+def test_loading_forgets_the_padding_tokens_row(tmp_path: Path) -> None:
+    """Funnel's row of it is 0 again, whatever was saved."""
+    config = FunnelConfig(vocab_size=20, block_sizes=[1], d_model=8, n_head=1, d_head=8, d_inner=8, pad_token_id=1)
+    model = FunnelForMaskedLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1] = 1.0
+    model.save_pretrained(tmp_path)
+    again = FunnelForMaskedLM.from_pretrained(tmp_path)
+    assert again.get_input_embeddings().weight[1].tolist() == [0.0] * 8
+    assert "padding token's row" in cause("save_reload_equal", lost("FunnelForMaskedLM", 2))
 
 
 def test_adamw_in_fp16_makes_nan_of_weights() -> None:

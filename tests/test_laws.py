@@ -125,6 +125,7 @@ ACCEPTED = (
     Judged("loss_finite", "all finite", HEALTHY, "8 losses, all finite"),
     Judged("loss_finite", "large and negative are finite", trained([1e30, -1e30, 0.0])),
     Judged("loss_decreases", "windows fall", HEALTHY, ("first 2 steps 0.7100", "last 2 0.2500")),
+    Judged("loss_decreases", "while it warms up", trained([1.0, 0.9, 0.5, 0.4], settings={"train.warmup_steps": 300})),
     Judged("loss_decreases", "by exactly the share", trained([1.0, 5.0, 0.0, 0.9])),
     Judged("loss_decreases", "last above first, windows fall", trained([0.5, 1.5, 1.0, 0.9, 0.9, 0.8, 0.1, 0.6])),
     Judged("loss_decreases", "a negative loss that falls", trained([-1.0, -1.0, -2.0, -3.0])),
@@ -278,6 +279,7 @@ REJECTED = (
     ),
     Judged("loss_decreases", "by too little", trained([1.0, 5.0, 0.0, 0.91]), "at most 0.9000"),
     Judged("loss_decreases", "only the last is low", trained([0.7] * 47 + [0.01]), "last 12 0.6425"),
+    Judged("loss_decreases", "warmed up", trained([0.7] * 8, settings={"train.warmup_steps": 7}), "at most 0.6300"),
     Judged("loss_decreases", "rises", trained([0.5, 0.6, 0.7, 0.8]), "at most 0.4500", "it rises"),
     Judged("loss_decreases", "a negative loss that rises", trained([-1.0, -1.0, -0.9, -0.95]), "at most -1.1000"),
     Judged("loss_decreases", "exactly 0 from the start", trained([0.0] * 8), "", "exactly 0 at every step"),
@@ -762,6 +764,12 @@ NOT_APPLICABLE = (
 INVALID = (
     Judged("loss_finite", "no loss", record(steps=Steps()), "no loss was seen"),
     Judged("loss_decreases", "too few steps", trained([0.7, 0.2, 0.1]), "3 steps are too few"),
+    Judged(
+        "loss_decreases",
+        "still warming up",
+        trained([0.7] * 8, settings={"train.warmup_steps": 300}),
+        "the warm-up of 300 steps is not over after 8",
+    ),
     Judged(
         "loss_decreases",
         "windows overlap",

@@ -31,6 +31,12 @@ def train(record: Record) -> Mapping[str, Any]:
     return {**_USUAL, **said}
 
 
+def rising_steps(record: Record) -> int:
+    """Steps of the declared warm-up."""
+    said = train(record)
+    return warmup(said.get("steps", 0), said.get("warmup_steps", 0), said["warmup_ratio"])
+
+
 def kind(parameter: Parameter) -> Kind:
     """What a parameter is."""
     return Kind(len(parameter.shape), head=parameter.head, embedding=parameter.embedding)
@@ -49,7 +55,7 @@ def settings_of(record: Record, parameter: Parameter) -> tuple[float, float]:
 def share(record: Record, step: int) -> float:
     """The share of the highest rate that is declared for a step, counted from 0."""
     said = train(record)
-    rising = warmup(said["steps"], said["warmup_steps"], said["warmup_ratio"])
+    rising = rising_steps(record)
     return declared_share(said["schedule"], said["steps"], rising, step)
 
 

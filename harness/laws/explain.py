@@ -20,7 +20,7 @@ def explain(law: Law) -> str:
 
 def page(laws: Iterable[Law]) -> str:
     """All laws, as the page `docs/laws.md`."""
-    return "\n\n".join([_INTRODUCTION, *map(explain, laws), _known()]) + "\n"
+    return "\n\n".join([_INTRODUCTION, _TABLES, *map(explain, laws), _known()]) + "\n"
 
 
 def _known() -> str:
@@ -52,6 +52,12 @@ invariants:
   loss_decreases: {by: 0.3, window: 10}
   backbone_changes: false
 ```"""
+
+
+_TABLES = """\
+Two tables, each made by a command, show what they are worth: [which law caught which mistake](faults.md) that was made
+on purpose (`harness mutate`), and [what they say of right trainings](zoo.md) of every architecture
+(`harness report --laws`)."""
 
 
 _DEFECTS = """\

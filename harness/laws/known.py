@@ -13,6 +13,13 @@ _COUNTED = ("causal-lm", "question-answering")
 """Tasks whose models count, or where there is nothing to count."""
 
 
+_UNSHIFTED = (
+    *("Bart", "BigBirdPegasus", "Blenderbot", "CpmAnt", "MBart", "Marian", "Mvp", "PLBart", "Pegasus", "TrOCR"),
+    *("Whisper", "XLMWithLMHead", "XLNet"),
+)
+"""Whose loss of a language model does not shift."""
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is wrong in a library, where it shows, and what helps."""
@@ -70,6 +77,37 @@ DEFECTS: tuple[Defect, ...] = (
         remedy="give the labels names (data.label_names), or pass num_labels where the model is loaded",
         thread="none found",
         applies=lambda record: _architecture(record).startswith("Bart") and _settings(record, "data.num_labels") == 2,
+    ),
+    Defect(
+        laws=("save_reload_equal",),
+        library="transformers 5.23",
+        seen="2026-11",
+        what="_init_weights of Funnel and Youtu sets the padding token's row of the embedding to 0 through .data, past "
+        "what was loaded: what was learnt of it is lost, as the end of a text where that is the pad token",
+        remedy="pad with a token that means nothing else",
+        thread="none found",
+        applies=lambda record: _architecture(record).startswith(("Funnel", "Youtu")),
+    ),
+    Defect(
+        laws=("save_reload_equal",),
+        library="transformers 5.23",
+        seen="2026-11",
+        what="AutoModelForCausalLM builds the text part of Emu3 and Mllama, which saves a config that it cannot load",
+        remedy="load and save the whole, with AutoModelForImageTextToText",
+        thread="none found",
+        applies=lambda record: _architecture(record).startswith(("Emu3", "Mllama")),
+    ),
+    Defect(
+        laws=("loss_is_the_declared_one", "gradient_is_the_declared_one"),
+        library="transformers, 4.x to 5.23",
+        seen="2026-11",
+        what="the causal heads of BART and its kind, of CPM-Ant, XLM and XLNet take each label at its own place: a "
+        "model that copies what it sees has no loss",
+        remedy="shift the labels by one where the batch is made",
+        thread="none found",
+        applies=lambda record: (
+            _settings(record, "task") == "causal-lm" and _architecture(record).startswith(_UNSHIFTED)
+        ),
     ),
     Defect(
         laws=("labels_masked_right",),

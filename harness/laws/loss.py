@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.laws.declared import rising_steps
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Record
 
@@ -53,7 +54,8 @@ def loss_decreases(
 
     Windows, not the last loss below the first: with dropout and small batches single losses scatter. On
     `sentiment.yaml` the two window means (15 steps each) differed by at most 0.3 % in six trainings whose learning
-    rate was as good as 0, and by 95 % when it trained; 10 % tells the two apart for data that is far noisier.
+    rate was as good as 0, and by 95 % when it trained; 10 % tells the two apart for data that is far noisier. Where
+    the warm-up is not over by the end and the loss has not fallen, too little was learnt to tell.
     """
     losses = record.steps.loss
     width = window or max(1, len(losses) // 4)
@@ -67,6 +69,8 @@ def loss_decreases(
     most = first - by * abs(first)
     if last <= most and last < first:  # a loss of exactly 0 from the start does not fall
         return held(found)
+    if (rising := rising_steps(record)) >= len(losses):
+        return invalid(f"{found}: the warm-up of {rising} steps is not over after {len(losses)}")
     return broken(f"{found}: expected at most {most:.4f}", cause=_why_flat(record))
 
 
