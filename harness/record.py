@@ -235,15 +235,38 @@ class Steps(Part):
     """Of every parameter group."""
     seconds: tuple[float, ...] = ()
     """From the end of the step before to the end of this one, the device waited for on both sides."""
+    began: tuple[float, ...] = ()
+    """When the step began, in seconds by a second clock."""
+    ended: tuple[float, ...] = ()
+    """When it ended, by that clock."""
     processor_seconds: tuple[float, ...] = ()
     """Processor time that all threads of the process took in the step: what other processes take is no part of it."""
+    queued_seconds: tuple[float | None, ...] = ()
+    """Part of `seconds` in which the thread of the loop waited for a processor that others had; none where the kernel
+    does not say."""
     compile_seconds: tuple[float, ...] = ()
     """Part of `seconds` in which something was compiled."""
     watching_seconds: tuple[float, ...] = ()
     """Spent on taking evidence between this step and the next; not part of any step."""
+    evaluating_seconds: tuple[float, ...] = ()
+    """Spent on evaluating between this step and the next; not part of any step."""
     data_seconds: tuple[float, ...] = ()
-    """Part of `seconds` in which the loop waited for its batch."""
+    """Part of `seconds` in which the loop waited for its batches. This and the next five are the phases of a step: on a
+    CUDA device by its own clock, from what comes before them in its queue to their end."""
+    transfer_seconds: tuple[float, ...] = ()
+    """Part of `seconds` in which batches were moved to the device."""
+    forward_seconds: tuple[float, ...] = ()
+    """Forward passes, with the loss."""
+    backward_seconds: tuple[float, ...] = ()
+    optimizer_seconds: tuple[float, ...] = ()
+    """From the end of the last backward pass to the end of the optimizer's step, clipping and the loss scaler
+    included."""
+    other_seconds: tuple[float, ...] = ()
+    """All the rest of a step, such as the schedule, clearing gradients and callbacks."""
     samples: tuple[int, ...] = ()
+    """Examples that the loader drew for the step."""
+    rows: tuple[int, ...] = ()
+    """Examples that reached the model in it."""
     real_tokens: tuple[int, ...] = ()
     padded_tokens: tuple[int, ...] = ()
     """Tokens computed: rows x longest row."""

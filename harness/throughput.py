@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
+from harness.account import PHASES, mistakes, phases, queued_share
 from harness.record import Record
 
 MINIMUM = 3
@@ -34,6 +37,12 @@ class Throughput:
     warmup_steps: int
     data_wait: float | None = None
     """Share of a step in which the loop waits for its batch, 0 to 1: the median; none where it was not measured."""
+    padded_tokens_per_second: Rate | None = None
+    """Computed tokens, padding included."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Share of a step that each phase takes, 0 to 1: of the sum over all timed steps; empty where not measured."""
+    queued: float | None = None
+    """Share of the time in which the loop waited for a processor that others had; none where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,9 @@ def throughput(record: Record) -> Throughput | NotMeasured:
             + f": at least {MINIMUM} are needed; raise train.steps or lower benchmark.warmup_steps"
             + (", or let batches be of one shape (train.padding, train.drop_last)" if compiling else "")
         )
-    if not all(second > 0 for second in seconds):
-        return NotMeasured("a step took no time: the clock is too coarse, or wrong")
+    wrong = next(mistakes(record, places), None)
+    if wrong is not None:
+        return NotMeasured(wrong)
     samples, real, padded = (
         tuple(column[place] for place in places) for column in (steps.samples, steps.real_tokens, steps.padded_tokens)
     )
@@ -89,7 +99,17 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         padding=1 - sum(real) / sum(padded) if sum(padded) else 0.0,
         warmup_steps=warmup,
         data_wait=median(waits) if waits else None,
+        padded_tokens_per_second=_rate(padded, seconds),
+        phases=_shares([phases(steps, place) for place in places]),
+        queued=queued_share(record, places),
     )
+
+
+def _shares(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What part each phase has of all."""
+    sums = {phase: math.fsum(step.get(phase, 0.0) for step in steps) for phase in PHASES}
+    whole = math.fsum(sums.values())
+    return {phase: seconds / whole for phase, seconds in sums.items()} if whole else {}
 
 
 def _rate(amounts: tuple[int, ...], seconds: tuple[float, ...]) -> Rate:

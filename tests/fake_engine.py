@@ -92,7 +92,10 @@ interrupted = stopped("interrupted", "stopped by Ctrl-C")
 
 
 def steps(record: Record, **columns: Any) -> Record:
-    """The record with other columns of steps."""
+    """The record with other columns of steps; other seconds are clocked anew."""
+    if "seconds" in columns:
+        samples = columns.get("samples", record.steps.samples)
+        columns = {**records.clocked(columns["seconds"], samples, record.steps.watching_seconds), **columns}
     return record.model_copy(update={"steps": record.steps.model_copy(update=columns)})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 from pydantic import BaseModel
@@ -94,7 +95,6 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "processor_seconds": (0.09,) * count,
         "compile_seconds": (0.0,) * count,
         "watching_seconds": (0.0,) * count,
-        "data_seconds": (0.002,) * count,
         "samples": (2,) * count,
         "real_tokens": (9,) * count,
         "padded_tokens": (12,) * count,
@@ -109,7 +109,20 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "unmoved": (0.0,) * count,
         "graphs": (0,) * count,
     }
-    return Steps(**{**fields, **columns})
+    fields |= columns
+    return Steps(**{**clocked(fields["seconds"], fields["samples"], fields["watching_seconds"]), **fields})
+
+
+def clocked(seconds: Sequence[float], samples: Sequence[int], between: Sequence[float] = ()) -> dict[str, Any]:
+    """What a second clock and the model say of steps that took so many seconds, one right after the other."""
+    began, now = [], 100.0
+    for one, rest in zip_longest(seconds, between, fillvalue=0.0):
+        began.append(now)
+        now += one + rest
+    ended = tuple(start + one for start, one in zip(began, seconds, strict=True))
+    phases = {f"{phase}_seconds": (0.0,) * len(began) for phase in ("transfer", "backward", "optimizer", "other")}
+    phases |= {"forward_seconds": tuple(one - 0.002 for one in seconds), "data_seconds": (0.002,) * len(began)}
+    return {**phases, "began": tuple(began), "ended": ended, "rows": tuple(samples)}
 
 
 LOSSES = (0.7, 0.72, 0.65, 0.6, 0.5, 0.45, 0.3, 0.2)
@@ -332,7 +345,14 @@ ADAPTED = HEALTHY.model_copy(
 
 
 def record(base: Record = HEALTHY, **changes: Any) -> Record:
-    """The healthy record, but for this. A mapping changes fields of a part; anything else replaces what was there."""
+    """The healthy record, but for this. A mapping changes fields of a part; anything else replaces what was there.
+
+    Steps of other seconds are clocked anew.
+    """
+    if isinstance(changes.get("steps"), dict) and "seconds" in changes["steps"]:
+        columns = changes["steps"]
+        samples = columns.get("samples", (2,) * len(columns["seconds"]))
+        changes["steps"] = {**clocked(columns["seconds"], samples, columns.get("watching_seconds", ())), **columns}
     return base.model_copy(update={name: _changed(getattr(base, name), value) for name, value in changes.items()})
 
 

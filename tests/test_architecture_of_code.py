@@ -21,6 +21,7 @@ LAYERS = (
     ("report", "journal"),
     ("compare",),
     ("throughput", "mutation"),
+    ("account",),
     ("laws",),
     ("engines",),
     ("progress",),

@@ -26,7 +26,6 @@ def healthy(name: str = "cpu-custom", **changes: Any) -> Record:
     columns = {
         "learning_rate": (1e-3,) * STEPS,
         "watching_seconds": (0.0,) * STEPS,
-        "data_seconds": (0.0,) * STEPS,
         "graphs": (0,) * STEPS,
         "padded_tokens": (12,) * STEPS,
         "examples": (((0, 1), (2, 3)) * STEPS)[:STEPS],

@@ -31,6 +31,10 @@ FALLING = tuple(0.7 * math.exp(-step / 20) + 0.02 for step in range(STEPS))
 Harness = Callable[..., tuple[int, str, str]]
 
 
+TAKEN = ("samples", "real_tokens", "padded_tokens", "digest")
+"""Columns of the case's steps that are gone through again and again."""
+
+
 def trained(
     name: str = "cpu-custom", *, times: float = 1.0, noise: float = 0.01, at: float = 0, **changes: Any
 ) -> Record:
@@ -50,7 +54,7 @@ def trained(
         "loss": FALLING,
         "seconds": seconds,
         "processor_seconds": tuple(0.9 * each for each in seconds),
-        **{column: (getattr(base.steps, column) * 6)[:STEPS] for column in ("samples", "real_tokens", "digest")},
+        **{column: (getattr(base.steps, column) * 6)[:STEPS] for column in TAKEN},
         **changes.pop("steps", {}),
     }
     environment = HERE.model_copy(update=changes.pop("environment", {}))

@@ -9,6 +9,7 @@ import pytest
 from fake_engine import case, finished, steps
 from project import Project, messages, outcomes
 
+from harness.account import PHASES
 from harness.plugin import Replay
 from harness.record import Record
 from harness.throughput import NotMeasured, Rate, Throughput, throughput
@@ -30,6 +31,8 @@ def test_rates_are_exact() -> None:
         padding=0.25,
         warmup_steps=3,
         data_wait=0.004,
+        padded_tokens_per_second=Rate(median=24.0, low=3.0, high=96.0),
+        phases={**dict.fromkeys(PHASES, 0.0), "data": 0.01 / 6.875, "forward": 6.865 / 6.875},
     )
 
 
@@ -82,25 +85,28 @@ def test_no_figure_without_a_measurement(record: Record, reason: str) -> None:
 
 
 def test_the_device_is_waited_for_before_each_reading() -> None:
-    """The step clock waits, reads, and at the end waits and reads: a wait left out at either side would show."""
+    """The step clock waits, reads, and at the end waits and reads, and waits nowhere between: a wait left out at either
+    side would show.
+    """
     timing = pytest.importorskip("harness.training.timing")
     happened: list[str] = []
-    readings = iter([10.0, 10.75, 20.0, 20.5])
+    readings = iter([9.0, 10.0, 10.75, 19.0, 20.0, 20.5])
 
     def now() -> float:
         happened.append("read")
         return next(readings)
 
-    clock = timing.StepClock(lambda: happened.append("wait"), now)
+    clock = timing.StepClock(lambda: happened.append("wait"), now, marks=timing.HostMarks(lambda: 0.0))
 
     seconds = []
     for _ in range(2):
         clock.start()
+        clock.enter("forward")
         happened.append("step")
-        seconds.append(clock.stop())
+        seconds.append(clock.stop().seconds)
 
     assert seconds == [0.75, 0.5]
-    assert happened == ["wait", "read", "step", "wait", "read"] * 2
+    assert happened == ["read", "wait", "read", "step", "wait", "read"] * 2
 
 
 def test_work_that_is_only_queued_is_measured() -> None:
@@ -118,7 +124,7 @@ def test_work_that_is_only_queued_is_measured() -> None:
     time += 1.0  # queueing
     done_at = time + 8.0
 
-    assert clock.stop() == 9.0
+    assert clock.stop().seconds == 9.0
     assert time == 14.0
 
 

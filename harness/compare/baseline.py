@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.account import PHASES
 from harness.compare.comparison import Pair, compare
 from harness.compare.identity import hardware
 from harness.compare.measure import MARGIN, Unit, timed
@@ -241,7 +242,7 @@ def _noisy(runs: Sequence[Record]) -> str:
 
 def _slim(record: Record) -> Record:
     """Without what comparing does not need: a baseline is kept for long, and for every machine."""
-    columns = ("learning_rate", "watching_seconds", "data_seconds", "examples", "graphs")
+    columns = ("learning_rate", "examples", "graphs", *(f"{phase}_seconds" for phase in PHASES))
     empty: dict[str, Any] = dict.fromkeys(("examples", "lost", "batches", "parameters"), ())
     empty |= {**dict.fromkeys(("data", "optimizer", "modes")), "probes": {}, "probe_seconds": {}}
     steps = record.steps.model_copy(update=dict.fromkeys(columns, ()))

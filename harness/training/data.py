@@ -9,10 +9,9 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -427,13 +426,12 @@ class Drawn:
     """The examples of each batch, in the order the loader made the batches.
 
     Models do not take an example's index, so a noting collator leaves it here before it hands the features on; the
-    step that uses the batch takes it from `queue`. `waited` are the seconds that the loop has waited for batches since
-    a step was last noted.
+    step that uses the batch takes it from `queue`. `waiting` is entered whenever the loop waits for a batch.
     """
 
     def __init__(self) -> None:
         self.queue: deque[Drawing] = deque()
-        self.waited = 0.0
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def noting(self, collator: Collator) -> Collator:
         """The same collator, for features that carry an index."""
@@ -453,11 +451,10 @@ class Drawn:
         return collate
 
     def timing(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; the time that each takes to come is added up."""
+        """The same batches, each of them waited for."""
         while True:
-            start = perf_counter()
-            batch = next(batches, None)
-            self.waited += perf_counter() - start
+            with self.waiting():
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch

@@ -28,7 +28,7 @@ from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
 from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
-from harness.training.timing import StepClock
+from harness.training.timing import StepClock, marks_of
 from harness.training.watch import Progress, Watch
 from harness.training.witness import Witness
 from harness.training.workload import Workload
@@ -206,7 +206,7 @@ def _watch(
         survey=None if survey.whole else survey,
         compiling=compiling,
         steps=work.train.steps,
-        clock=StepClock(work.device.wait, compiling=lambda: compiling.seconds),
+        clock=StepClock(work.device.wait, marks=marks_of(work.device.torch), compiling=lambda: compiling.seconds),
         progress=progress,
         witness=witness,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -144,12 +143,9 @@ class WatchedTrainer(EvaluatingTrainer):
         return self.reported.figures
 
     def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
-        """Fetch the batches of a step, and note how long that took."""
-        start = perf_counter()
-        try:
+        """Fetch the batches of a step: the loop waits for them here."""
+        with self._drawn.waiting():
             return super().get_batch_samples(epoch_iterator, *args, **kwargs)
-        finally:
-            self._drawn.waited += perf_counter() - start
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._order

@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from harness.training.optimizer import kinds
 from harness.training.rows import Row
 from harness.training.split import Reported
 from harness.training.survey import Survey
-from harness.training.timing import StepClock
+from harness.training.timing import Lap, StepClock, followed
 from harness.training.twin import is_stochastic
 from harness.training.witness import BATCH_TOKENS, Witness
 
@@ -135,6 +135,8 @@ class Watch:
         self._hook(self._model.register_forward_pre_hook(before, with_kwargs=True))
         self._hook(self._model.register_forward_hook(after))
         self._hook(actual.register_step_pre_hook(self._on_optimizer_step))
+        self._hooks.enter_context(followed(self._clock, actual))
+        self._drawn.waiting = partial(self._clock.inside, "data")
         self._compiling.watch()
         self._hooks.callback(self._compiling.close)
         self._clock.start()
@@ -146,17 +148,22 @@ class Watch:
             loss: what was back-propagated, a scalar on any device.
             norm: of the gradients before they were clipped, if they were.
         """
-        seconds = self._clock.stop()
-        watching = perf_counter()
-        self._note(seconds, loss.detach().float().item(), None if norm is None else float(norm))
-        self._columns["watching_seconds"].append(perf_counter() - watching)
+        lap = self._clock.stop()
+        self._note(lap, loss.detach().float().item(), None if norm is None else float(norm))
+        watching = self._clock.now() - lap.stopped
         self._clock.start()
+        self._columns["watching_seconds"].append(watching + self._clock.starting_seconds)
+        self._columns["evaluating_seconds"].append(0.0)
 
     def evaluate(self, evaluation: Callable[[], Reported]) -> None:
         """Evaluate between two steps, with the clock stopped."""
-        if self._witness is not None:
-            self._witness.take(len(self._columns["loss"]), evaluation)
-            self._clock.start()
+        if self._witness is None:
+            return
+        asked = self._clock.now()
+        self._witness.take(len(self._columns["loss"]), evaluation)
+        evaluating = self._clock.now() - asked
+        self._clock.start()
+        self._columns["evaluating_seconds"][-1] += evaluating + self._clock.starting_seconds
 
     def close(self) -> None:
         """Take the hooks off the model and the optimizer."""
@@ -218,6 +225,7 @@ class Watch:
         off = tuple(name for name, module in self._stochastic.items() if not module.training)
         if off and self._off is None:
             self._off = len(self._columns["loss"]), off
+        self._clock.enter("forward")
 
     def _random_state(self) -> bytes:
         """Where the generator stands that dropout draws from; torch keeps it on the CPU for every device."""
@@ -251,24 +259,27 @@ class Watch:
 
     # Between steps
 
-    def _note(self, seconds: float, loss: float, norm: float | None) -> None:
+    def _note(self, lap: Lap, loss: float, norm: float | None) -> None:
         step = len(self._columns["loss"])
         drawings = [self._next_drawing() for _ in self._arguments] or [self._next_drawing()]
         tensors = [
             self._tensors(arguments, drawing) for arguments, drawing in zip(self._arguments, drawings, strict=False)
         ]
-        waited, self._drawn.waited = self._drawn.waited, 0.0
         digests = [{name: _digest(tensor) for name, tensor in sorted(each.items())} for each in tensors]
         examples = tuple(index for drawing in drawings for index in drawing.indices)
         row = {
             "loss": loss,
             "learning_rate": self._rates[0] if self._rates else math.nan,
             "group_rates": self._rates,
-            "seconds": seconds,
-            "processor_seconds": self._clock.processor_seconds,
-            "compile_seconds": self._clock.compile_seconds,
-            "data_seconds": waited,
+            "seconds": lap.seconds,
+            "began": lap.began,
+            "ended": lap.ended,
+            "processor_seconds": lap.processor_seconds,
+            "queued_seconds": lap.queued_seconds,
+            "compile_seconds": lap.compile_seconds,
+            **{f"{phase}_seconds": seconds for phase, seconds in lap.phases.items()},
             "samples": len(examples),
+            "rows": sum(map(_rows, tensors)),
             "real_tokens": sum(sum(drawing.lengths) for drawing in drawings),
             "padded_tokens": sum(map(_padded, tensors, drawings)),
             "digest": _joined(digests),
@@ -291,7 +302,7 @@ class Watch:
         self._weights.clear()
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
         if self._progress is not None:
-            self._progress(step + 1, self._declared, loss, len(examples) / seconds if seconds else math.nan)
+            self._progress(step + 1, self._declared, loss, len(examples) / lap.seconds if lap.seconds else math.nan)
 
     def _next_drawing(self) -> Drawing:
         return self._drawn.queue.popleft() if self._drawn.queue else Drawing((), (), ())
@@ -409,6 +420,11 @@ def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
         frozen=tuple(sorted(names[one] for one in held.keys() & names.keys() - trainable)),
         strangers=len(held.keys() - names.keys()),
     )
+
+
+def _rows(tensors: dict[str, torch.Tensor]) -> int:
+    """Examples of a micro-batch that the model got."""
+    return max((tensor.shape[0] for tensor in tensors.values()), default=0)
 
 
 def _padded(tensors: dict[str, torch.Tensor], drawing: Drawing) -> int:

@@ -1,0 +1,181 @@
+"""Whether the figures of a record's timed steps close: counted and clocked twice, they must say the same.
+
+A sum is judged in the typical step, the median one: what the operating system does between two readings in one step or
+another makes figures noisy and not wrong, and a wrong clock or count is wrong in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from harness.record import Record, Steps
+
+CLOSES = 0.02
+"""Share by which the rate may differ from samples over wall time, and one clock from another: clocks of one machine
+differ by less than a thousandth, and what is beside the steps has an account of its own."""
+
+PHASES_CLOSE = 0.03
+"""Share of a step by which the sum of its phases may differ from it: the first and the last mark of a device stand
+behind the host's readings."""
+
+RESOLUTION = 0.0002
+"""Seconds of a step that no account asks for: reading clocks takes microseconds, and being told by a GPU that it is
+done tens of them."""
+
+OVERLOADED = 0.75
+"""Share of the time in which the loop may wait for a processor that others have. On two busy processors half is
+ordinary, and shows as a wide range. Beyond three quarters a step takes four times what it takes alone and more: the
+figure is one of the others."""
+
+WARM = 2.0
+"""By which the first timed step may be longer than any other: from allocating memory and loading kernels it is longer
+by more, and no noise makes the very first one stand out that far."""
+
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "other")
+
+NEEDED = ("seconds", "began", "ended", "samples", "rows", "real_tokens", "padded_tokens")
+"""Columns without which there is no figure."""
+
+Check = Callable[[Record, Sequence[int]], str | None]
+
+
+def mistakes(record: Record, places: Sequence[int]) -> Iterator[str]:
+    """Why the figures of these steps are no measurement, a sentence each; nothing where the account closes."""
+    missing = [name for name in NEEDED if not _whole(record.steps, name)]
+    if missing:
+        yield f"the account of the steps cannot be closed: the record lacks {', '.join(missing)}"
+        return
+    for check in CHECKS:
+        found = check(record, places)
+        if found is not None:
+            yield found
+
+
+def phases(steps: Steps, place: int) -> dict[str, float]:
+    """Seconds of a step by phase; empty where phases were not measured."""
+    columns = {phase: getattr(steps, f"{phase}_seconds") for phase in PHASES}
+    return {phase: column[place] for phase, column in columns.items() if place < len(column)}
+
+
+def _whole(steps: Steps, name: str) -> bool:
+    return len(getattr(steps, name)) == len(steps.loss)
+
+
+def _time_passes(record: Record, places: Sequence[int]) -> str | None:
+    """Every step took time."""
+    seconds = record.steps.seconds
+    wrong = next((place for place in places if not (math.isfinite(seconds[place]) and seconds[place] > 0)), None)
+    return None if wrong is None else f"a step took no time, number {wrong}: the clock is too coarse, or wrong"
+
+
+def _examples_count_once(record: Record, places: Sequence[int]) -> str | None:
+    """What the loader drew for a step is what reached the model in it."""
+    steps = record.steps
+    wrong = next((place for place in places if steps.samples[place] != steps.rows[place]), None)
+    if wrong is None:
+        return None
+    return f"step {wrong} counts {steps.samples[wrong]} samples, and {steps.rows[wrong]} reached the model"
+
+
+def _clocks_agree(record: Record, places: Sequence[int]) -> str | None:
+    """Two clocks that do not know of each other give the typical step the same seconds."""
+    steps = record.steps
+    others = [steps.ended[place] - steps.began[place] for place in places]
+    pairs = [(steps.seconds[place], other) for place, other in zip(places, others, strict=True)]
+    if _closes(pairs, CLOSES):
+        return None
+    one, two = (median(column) for column in zip(*pairs, strict=True))
+    return f"two clocks disagree: {one:.4g} s and {two:.4g} s for the typical step"
+
+
+def _phases_sum(record: Record, places: Sequence[int]) -> str | None:
+    """The phases of the typical step are the step; on a device they are read from its own clock."""
+    if not _whole(record.steps, "forward_seconds"):
+        return None  # no clock for them
+    pairs = [(record.steps.seconds[place], math.fsum(phases(record.steps, place).values())) for place in places]
+    if _closes(pairs, PHASES_CLOSE):
+        return None
+    one, two = (median(column) for column in zip(*pairs, strict=True))
+    return f"the phases of the typical step sum to {two:.4g} s, and it takes {one:.4g} s: the device was not waited for"
+
+
+def _rate_is_samples_over_wall_time(record: Record, places: Sequence[int]) -> str | None:
+    """What reached the model, over all the time from the end of a step to the end of the next, less what evidence and
+    evaluations took between them, is the rate that is shown.
+    """
+    steps = record.steps
+    before = [_end_of_the_one_before(record, place) for place in places]
+    walls = [steps.ended[place] - end for place, end in zip(places, before, strict=True)]
+    pairs = [(steps.seconds[place], wall) for place, wall in zip(places, walls, strict=True)]
+    if _closes(pairs, CLOSES):
+        return None
+    shown = median(steps.samples[place] / steps.seconds[place] for place in places)
+    found = median(
+        steps.rows[place] / wall if wall > 0 else math.inf for place, wall in zip(places, walls, strict=True)
+    )
+    return f"{shown:.4g} samples/s are shown, and samples over wall time are {found:.4g}: time is in no step"
+
+
+def _end_of_the_one_before(record: Record, place: int) -> float:
+    """When a step may begin at the earliest."""
+    steps = record.steps
+    if place == 0:
+        return steps.began[0]
+    between = [*steps.watching_seconds[place - 1 : place], *steps.evaluating_seconds[place - 1 : place]]
+    return steps.ended[place - 1] + math.fsum(between)
+
+
+def _no_warm_up(record: Record, places: Sequence[int]) -> str | None:
+    """The first timed step is like others, by the clock that other processes have least to do with."""
+    quiet = quiet_seconds(record)
+    first, *others = (quiet[place] for place in places)
+    if not others or first <= WARM * max(others):
+        return None
+    return (
+        f"step {places[0]}, the first timed, takes {first:.4g} s and no other more than {max(others):.4g} s: "
+        "it is one of warm-up; raise benchmark.warmup_steps"
+    )
+
+
+def quiet_seconds(record: Record) -> tuple[float, ...]:
+    """Of each step, by the clock that other processes have least to do with: on a processor its own time."""
+    steps = record.steps
+    own = record.settings.get("device") == "cpu" and _whole(steps, "processor_seconds") and all(steps.processor_seconds)
+    return steps.processor_seconds if own else steps.seconds
+
+
+def _processor_was_free(record: Record, places: Sequence[int]) -> str | None:
+    """The loop did not wait for a processor most of the time."""
+    share = queued_share(record, places)
+    if share is None or share <= OVERLOADED:
+        return None
+    return f"the machine was overloaded: in {share:.0%} of the time the loop waited for a processor that others had"
+
+
+def queued_share(record: Record, places: Sequence[int]) -> float | None:
+    """Share of the steps' time in which the loop waited for a processor; none where the kernel does not say."""
+    steps = record.steps
+    queued = [steps.queued_seconds[place] for place in places if place < len(steps.queued_seconds)]
+    known = [each for each in queued if each is not None]
+    if len(known) < len(places):
+        return None
+    return math.fsum(known) / math.fsum(steps.seconds[place] for place in places)
+
+
+def _closes(pairs: Sequence[tuple[float, float]], limit: float) -> bool:
+    """Whether two figures agree in the typical step; one that is no number agrees with nothing."""
+    shares = [max(0.0, abs(one - two) - RESOLUTION) / one for one, two in pairs if not math.isnan(one - two)]
+    return len(shares) == len(pairs) and median(shares) <= limit
+
+
+CHECKS: tuple[Check, ...] = (
+    _time_passes,
+    _examples_count_once,
+    _clocks_agree,
+    _phases_sum,
+    _rate_is_samples_over_wall_time,
+    _no_warm_up,
+    _processor_was_free,
+)
