@@ -4,7 +4,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter, process_time, sleep
@@ -14,13 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DataCollatorWithPadding, Trainer
+from transformers import BatchEncoding, DataCollatorWithPadding, Trainer
 from transformers.utils import logging
 from trial import LABELS, SEQUENCES, attempt, case, train
 
+from harness.account import phases
 from harness.plan import Case
 from harness.record import Record
-from harness.training import environment, loops, run, watch
+from harness.training import data, environment, loops, run, watch
 from harness.training.data import Drawn, EpochOrder
 from harness.training.devices import Device
 from harness.training.timing import StepClock
@@ -352,6 +353,48 @@ def test_watching_is_no_part_of_a_step(loop: str, monkeypatch: pytest.MonkeyPatc
     steps = train(case(train={"loop": loop, "steps": 4})).steps
     assert steps.seconds == (2.0,) * 4
     assert steps.watching_seconds == (30.0,) * 4
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_phases_are_those_of_the_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each phase has what happens in it, whoever writes the loop; together they are the step."""
+    clock = Clock()
+    monkeypatch.setattr(run, "StepClock", partial(StepClock, now=clock, second=clock))
+    collate, move, backward = data.bare, BatchEncoding.to, torch.Tensor.backward
+    clip, step, zero_grad = torch.nn.utils.clip_grad_norm_, torch.optim.AdamW.step, torch.optim.AdamW.zero_grad
+
+    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def taken(*arguments: Any, **named: Any) -> Any:
+            clock.pass_(seconds)
+            return call(*arguments, **named)
+
+        return taken
+
+    monkeypatch.setattr(data, "bare", taking(1, collate))  # of each example
+    monkeypatch.setattr(BatchEncoding, "to", taking(100, move))
+    forward_of(monkeypatch, do=lambda: clock.pass_(1_000))
+    monkeypatch.setattr(torch.Tensor, "backward", taking(10_000, backward))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", taking(100_000, clip))
+    monkeypatch.setattr(torch.optim.AdamW, "step", taking(200_000, step))
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", taking(1_000_000, zero_grad))
+    said = {"loop": loop, "steps": 3, "batch_size": 2, "gradient_accumulation": 2, "max_grad_norm": 1.0}
+    steps = train(case(train=said)).steps
+    micro = [len(each) for each in steps.micro_batches]
+    assert micro == [2, 1, 2]
+    assert steps.forward_seconds == tuple(1_000.0 * each for each in micro)
+    assert steps.backward_seconds == tuple(10_000.0 * each for each in micro)
+    assert steps.optimizer_seconds == (300_000.0,) * 3
+    if loop != "trainer":  # which clears the gradients of the model itself
+        assert min(steps.other_seconds) >= 1_000_000
+    if loop != "accelerate":  # which fetches one batch ahead
+        assert steps.transfer_seconds == tuple(100.0 * each for each in micro)
+        assert steps.data_seconds == tuple(float(each) for each in steps.samples)
+    assert sum(steps.transfer_seconds) >= 500
+    assert sum(steps.data_seconds) >= sum(steps.samples)
+    for place, seconds in enumerate(steps.seconds):
+        assert sum(phases(steps, place).values()) == seconds
+    assert torch.Tensor.backward is not backward  # ours: the harness has put back what it found
 
 
 @pytest.mark.parametrize("loop", LOOPS)

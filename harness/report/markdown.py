@@ -11,8 +11,13 @@ from harness.laws.causes import Finding
 from harness.record import Environment
 from harness.report.evaluation import SCORE_HEADERS, how, score_cells
 from harness.report.summary import Row, Summary
-from harness.report.table import HEADERS, cells, printable
+from harness.report.table import HEADERS, STEP_HEADERS, cells, printable, step_cells
 from harness.throughput import NotMeasured
+
+STEPS_EXPLAINED = """\
+A step is the median of the timed ones, a phase its share of all of them. *Data* is waiting for batches, *transfer*
+moving them to the device, *optimizer* includes clipping and the loss scaler, *queued* is the share of the time in which
+the loop waited for a processor that others had."""
 
 
 def markdown(summary: Summary) -> str:
@@ -24,6 +29,7 @@ def markdown(summary: Summary) -> str:
         tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _scores(summary),
+        _steps(summary),
         _section("Broken laws", [_broken(finding) for finding in summary.findings]),
         _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
         _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
@@ -47,6 +53,15 @@ def _scores(summary: Summary) -> str:
         return ""
     table = tabulate(lines, headers=SCORE_HEADERS, tablefmt="github", disable_numparse=True)
     return f"## Evaluation\n\n{table}\n\nIn brackets: {how(summary.rows)}."
+
+
+def _steps(summary: Summary) -> str:
+    """What the time of a step goes into."""
+    rows = [[escape(cell) for cell in cells] for row in summary.rows if (cells := step_cells(row))]
+    if not rows:
+        return ""
+    table = tabulate(rows, headers=STEP_HEADERS, tablefmt="github", disable_numparse=True)
+    return f"## Where a step's time goes\n\n{table}\n\n{STEPS_EXPLAINED}"
 
 
 def _costs(summary: Summary) -> str:

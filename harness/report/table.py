@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from statistics import median
+
+from harness.account import PHASES
 from harness.laws import OUTCOMES
 from harness.report.summary import Row
 from harness.throughput import NotMeasured, Rate
@@ -14,6 +17,25 @@ def cells(row: Row) -> tuple[str, ...]:
     if row.outcome != "finished":
         return (row.name, row.outcome, _losses(row), "-", "-", "-", "-", "-")
     return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
+
+
+STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "queued")
+
+
+def step_cells(row: Row) -> tuple[str, ...]:
+    """How long a step takes and what its time goes into; empty where there is no figure."""
+    speed = row.speed
+    if isinstance(speed, NotMeasured):
+        return ()
+    shares = [f"{speed.phases[phase]:.0%}" if speed.phases else "-" for phase in PHASES]
+    padded = "-" if speed.padded_tokens_per_second is None else short(speed.padded_tokens_per_second.median)
+    queued = "-" if speed.queued is None else f"{speed.queued:.0%}"
+    return (row.name, duration(median(speed.seconds)), *shares, padded, queued)
+
+
+def duration(seconds: float) -> str:
+    """In milliseconds below a second."""
+    return f"{short(seconds)} s" if seconds >= 1 else f"{short(1000 * seconds)} ms"
 
 
 def laws(row: Row) -> str:
