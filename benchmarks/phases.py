@@ -1,8 +1,8 @@
 """What following the phases of a step costs: steps with it and without it, in turns, in one process.
 
-Both are steps of one training in the custom loop, under the harness's own watch: one is followed, the next is clocked at
-both ends alone, and in the next training the other way round. Processor time is compared, too, as others have less to do
-with it. The last row has no noise: a step's phases are entered over and over without a step in them.
+Both are steps of one training in the custom loop, under the harness's own watch: one is followed, the next is clocked
+at both ends alone, and in the next training the other way round. Processor time is compared, too, as others have less
+to do with it. The last row has no noise: a step's phases are entered over and over without a step in them.
 
     python benchmarks/phases.py --rounds 15 --threads 1
 """
