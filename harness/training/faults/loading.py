@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, set_seed
 
+from harness import experiment
 from harness.training import checkpoint
 from harness.training.checkpoint import Loaded
 from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
@@ -93,11 +94,15 @@ def token_row_zeroed(work: Workload, patch: Patch) -> Workload:
     return work
 
 
-@loading_fault("silnlp#1035")
+def _of_language_models(settings: experiment.Settings) -> bool:
+    """Random rows stand for no words; and what an encoder without its head knows of them cannot be asked."""
+    stored = not isinstance(settings.checkpoint, experiment.ArchitectureCheckpoint)
+    return stored and settings.task in ("masked-lm", "causal-lm")
+
+
+@loading_fault("silnlp#1035", when=_of_language_models)
 def vocabulary_of_another_tokenizer(loaded: Loaded, patch: Patch) -> Loaded:
-    """The checkpoint was trained with another tokenizer: its rows stand for other words. Random ones stand for none."""
-    if not loaded.pretrained:
-        return loaded
+    """The checkpoint was trained with another tokenizer: its rows stand for other words."""
     rows = loaded.model.get_input_embeddings().weight
     outputs = loaded.model.get_output_embeddings()
     tables = {id(table): table for table in (rows, getattr(outputs, "weight", rows))}

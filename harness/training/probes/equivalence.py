@@ -18,6 +18,7 @@ from harness.training import compilation as compiling
 from harness.training.checkpoint import Loaded
 from harness.training.probes.padding import more_padding
 from harness.training.probes.result import chosen, features, logits, rows_of_tokens
+from harness.training.tasks import IGNORED
 from harness.training.twin import silence
 from harness.training.workload import Workload, checkpoint_layers, keep_layers
 
@@ -161,7 +162,10 @@ def _batch(work: Workload) -> Batch:
 def _turned(work: Workload, batch: Batch) -> Batch:
     """The batch from right to left: what was padded on the right is padded on the left. No text, but a batch."""
     names = ["input_ids", "attention_mask", "token_type_ids", *(work.task.labels if work.task.per == "token" else ())]
-    return {name: value.flip(-1) if name in names and value.dim() > 1 else value for name, value in batch.items()}
+    turned = {name: value.flip(-1) if name in names and value.dim() > 1 else value for name, value in batch.items()}
+    if work.task.causal:  # what padding says of the token behind it is no business of a loss
+        turned["labels"][:, 1:].masked_fill_(turned["attention_mask"][:, :-1] == 0, IGNORED)
+    return turned
 
 
 def _with_an_empty_row(batch: Batch) -> Batch:
