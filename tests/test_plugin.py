@@ -83,7 +83,12 @@ def test_the_options_are_few(pytestconfig: pytest.Config) -> None:
     plugin.pytest_addoption(parser)
 
     (group,) = [group for group in parser._groups if group.name == "finetune"]
-    assert [name for option in group.options for name in option.names()] == ["--device", "--reports", "--explore"]
+    assert [name for option in group.options for name in option.names()] == [
+        "--device",
+        "--reports",
+        "--explore",
+        "--baseline",
+    ]
     assert set(parser._inidict) == {"devices", "experiment_files"}
     assert all(pytestconfig.getini(name) for name in parser._inidict)
 
