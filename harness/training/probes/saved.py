@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from harness import experiment
-from harness.training import adapters, fresh
+from harness.training import adapters, attention, fresh
 from harness.training.checkpoint import Loaded, digest
 from harness.training.fault import Fault, begun
 from harness.training.probes.result import chosen, features, inputs, logits
@@ -30,6 +30,7 @@ def saved(loaded: Loaded, work: Workload) -> dict[str, Any]:
     label names. Adapters are loaded onto the checkpoint that they were trained on, and merged into it as well.
     """
     model = twin(work.model)
+    attention.switch(model, attention.chosen(loaded.model))  # what is loaded again has transformers' choice, too
     rows = [features(work, index) for index in chosen(work.examples.lengths)]
     batch = inputs(work, work.plain_collator()(rows))
     with torch.no_grad(), same_draws():
