@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from harness.account import PHASES, mistakes, phases, queued_share
+from harness.account import PHASES, mistakes, phases, queued_share, quiet_seconds
 from harness.record import Record
+from harness.steadiness import first_steady
 
 MINIMUM = 3
 """Timed steps below which a median and its range say nothing."""
+
+
+AFTER_COMPILING = 3
+"""Steps of a warm-up that begins anew: the one that compiles, and two in which a CUDA graph is warmed and captured."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Throughput:
     padding: float
     """Share of computed tokens that are padding, 0 to 1."""
     warmup_steps: int
+    """Steps before the first timed one."""
     data_wait: float | None = None
     """Share of a step in which the loop waits for its batch, 0 to 1: the median; none where it was not measured."""
     padded_tokens_per_second: Rate | None = None
@@ -55,15 +61,20 @@ class NotMeasured:
 def timed_steps(record: Record) -> tuple[int, ...]:
     """The timed steps, counted from 0: those after the warm-up, which begins anew with each step that compiles.
 
-    What is compiled is tuned, or captured as a CUDA graph, in the runs after that.
+    What is compiled is tuned, or captured as a CUDA graph, in the runs after that. Where no warm-up is declared it ends
+    when steps are steady, by the clock that other processes have least to do with.
     """
     warmup, timed = record.settings["benchmark.warmup_steps"], record.settings["benchmark.timed_steps"]
-    first, places = warmup, list[int]()
+    again = AFTER_COMPILING if warmup is None else max(1, warmup)
+    first, places = warmup or 0, list[int]()
     for place in range(len(record.steps.seconds)):
         if any(record.steps.compile_seconds[place : place + 1]):
-            first = max(first, place + max(1, warmup))
+            first = max(first, place + again)
         if place >= first:
             places.append(place)
+    if warmup is None:
+        quiet = quiet_seconds(record)
+        places = places[first_steady([quiet[place] for place in places]) :]
     return tuple(places[:timed])
 
 
@@ -75,7 +86,9 @@ def throughput(record: Record) -> Throughput | NotMeasured:
     """
     if not record.finished:
         return NotMeasured(record.reason or record.outcome)
-    steps, warmup, places = record.steps, record.settings["benchmark.warmup_steps"], timed_steps(record)
+    steps, places = record.steps, timed_steps(record)
+    declared = record.settings["benchmark.warmup_steps"]
+    warmup = places[0] if places else len(steps.seconds) if declared is None else declared
     seconds = tuple(steps.seconds[place] for place in places)
     compiling = sum(second > 0 for second in steps.compile_seconds)
     if len(seconds) < MINIMUM:

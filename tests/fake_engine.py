@@ -40,7 +40,7 @@ def case(steps: int = 8, **benchmark: Any) -> Case:
             "checkpoint": "google-bert/bert-base-uncased",
             "data": {"sequences": ["good enough", "bad"], "labels": [1, 0]},
             "train": {"steps": steps, "batch_size": 2},
-            "benchmark": benchmark,
+            "benchmark": {"warmup_steps": 3, **benchmark},
         }
     )
     path = Path("a.yaml").absolute()

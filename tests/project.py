@@ -59,6 +59,7 @@ class Project:
             "checkpoint: google-bert/bert-base-uncased",
             "data: {sequences: [good enough, bad], labels: [1, 0]}",
             f"train: {{steps: {steps}, batch_size: 2}}",
+            *([] if "benchmark:" in more else ["benchmark: {warmup_steps: 3}"]),
             more,
         ]
         if matrix:

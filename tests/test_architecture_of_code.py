@@ -21,7 +21,7 @@ LAYERS = (
     ("report", "journal"),
     ("compare",),
     ("throughput", "mutation"),
-    ("account",),
+    ("account", "steadiness"),
     ("laws",),
     ("engines",),
     ("progress",),

@@ -91,7 +91,7 @@ def _advice(found: Shift, margin: float, together: int) -> str:
 def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin: float) -> Measure | None:
     sides: list[list[Run]] = []
     for side in (base, new):
-        runs = [timed(record, TIMES[name]) for record in side]
+        runs = [timed(record, TIMES[name], among=(*base, *new)) for record in side]
         if any(run is None for run in runs):
             return None
         void = next((run for run in runs if isinstance(run, str)), None)
@@ -106,14 +106,22 @@ def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin:
     return judged(replace(measure, shift=found), found.probability, margin)
 
 
-def timed(record: Record, column: str, *, by: Unit = "tokens") -> Run | str | None:
+def timed(record: Record, column: str, *, by: Unit = "tokens", among: Sequence[Record] = ()) -> Run | str | None:
     """The timed steps by one clock, for a unit of work; a sentence where they are no measurement, none where that clock
     was not read or says nothing of the device.
+
+    Args:
+        record: of one run.
+        column: of the clock.
+        by: the unit.
+        among: other runs: only steps that are timed in all of them, so that like is compared with like.
     """
     speed = throughput(record)
     if isinstance(speed, NotMeasured):
         return speed.reason
-    places, clock = timed_steps(record), getattr(record.steps, column)
+    shared = [set(timed_steps(other)) for other in among]
+    places = [place for place in timed_steps(record) if all(place in steps for steps in shared)]
+    clock = getattr(record.steps, column)
     seconds = tuple(clock[place] for place in places if place < len(clock))
     if column == "processor_seconds" and (record.settings.get("device") != "cpu" or not seconds):
         return None

@@ -49,7 +49,9 @@ _Switch: TypeAlias = Annotated[bool | dict[str, Any], BeforeValidator(_switch)]
 class Benchmark(Declared):
     """Which steps are timed."""
 
-    warmup_steps: int = Field(default=3, ge=0, description="First steps, which are left out of the timing.")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="First steps, which are left out of the timing; null: until steps are steady."
+    )
     timed_steps: int | None = Field(default=None, ge=1, description="Steps timed after them; null: all the rest.")
 
 
@@ -164,9 +166,11 @@ class Settings(Declared):
         train = info.data.get("train")
         if train is None or benchmark.timed_steps is None or train.epochs is not None:
             return benchmark
-        left = train.steps - benchmark.warmup_steps
+        warmup = 1 if benchmark.warmup_steps is None else benchmark.warmup_steps
+        left = train.steps - warmup
         if benchmark.timed_steps > left:
-            expected = f"at most {max(left, 0)} (train.steps {train.steps} less warmup_steps {benchmark.warmup_steps})"
+            less = f"less warmup_steps {warmup}" if benchmark.warmup_steps is not None else "less 1 of warm-up"
+            expected = f"at most {max(left, 0)} (train.steps {train.steps} {less})"
             raise problems("Benchmark", [(("timed_steps",), problem(str(benchmark.timed_steps), expected))])
         return benchmark
 
