@@ -123,7 +123,8 @@ def _end_of_the_one_before(record: Record, place: int) -> float:
     steps = record.steps
     if place == 0:
         return steps.began[0]
-    between = [*steps.watching_seconds[place - 1 : place], *steps.evaluating_seconds[place - 1 : place]]
+    apart = (steps.watching_seconds, steps.evaluating_seconds, steps.saving_seconds)
+    between = [seconds for column in apart for seconds in column[place - 1 : place]]
     return steps.ended[place - 1] + math.fsum(between)
 
 

@@ -250,6 +250,8 @@ class Steps(Part):
     """Spent on taking evidence between this step and the next; not part of any step."""
     evaluating_seconds: tuple[float, ...] = ()
     """Spent on evaluating between this step and the next; not part of any step."""
+    saving_seconds: tuple[float, ...] = ()
+    """Spent on writing a checkpoint between this step and the next; not part of any step."""
     data_seconds: tuple[float, ...] = ()
     """Part of `seconds` in which the loop waited for its batches. This and the next five are the phases of a step: on a
     CUDA device by its own clock, from what comes before them in its queue to their end."""
@@ -289,6 +291,8 @@ class Steps(Part):
     """Root mean square of what the step moved the trainable weights by, over a sample of at most `SAMPLE` of them."""
     unmoved: tuple[float | None, ...] = ()
     """Share of the gradient, by absolute value and over that sample, that moved nothing; none without a gradient."""
+    random: tuple[str, ...] = ()
+    """Digest of where the generator stood that dropout draws from, when the forward pass began."""
     graphs: tuple[int, ...] = ()
     """Autograd graphs of earlier steps that are still alive at the end of this one."""
 

@@ -107,6 +107,7 @@ def steps(*losses: float, **columns: Any) -> Steps:
         "loss_weights": ((1.0,),) * count,
         "update": (RATE,) * count,
         "unmoved": (0.0,) * count,
+        "random": tuple(map(str, range(count))),
         "graphs": (0,) * count,
     }
     fields |= columns
@@ -148,6 +149,20 @@ TWIN_STEP = {
     "unreached": [],
 }
 
+AT = 5
+RESUMED: dict[str, Any] = {
+    "at": AT,
+    "weights": [],
+    "moments": [],
+    "scaler": [],
+    "ended": [],
+    "steps": {
+        name: list(getattr(steps(*LOSSES), name)[AT:])
+        for name in ("loss", "learning_rate", "loss_scale", "digest", "random")
+    },
+}
+"""A right going on from the checkpoint of step 5."""
+
 PROBES: dict[str, dict[str, Any]] = {
     "replay": {"loss": [0.7, 0.65, 0.6, 0.55]},
     "padding": {
@@ -170,6 +185,7 @@ PROBES: dict[str, dict[str, Any]] = {
     "accumulation": {"terms": [3, 2], "loss": [0.7, 0.7], "gradient": 2e-7, "scale": 1.0},
     "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
     "prior": {"causal": False, "vocabulary": 30522, "predictions": 146, "loss": 2.9, "permuted": 11.4},
+    "resumed": RESUMED,
     "evaluation": {
         "examples": [1, 2, 3, 0],
         "sizes": [2, 3],

@@ -15,7 +15,10 @@ from harness import experiment
 from harness.laws import LAWS, judge
 from harness.record import Record
 from harness.training import adapters
-from harness.training.checkpoint import load
+from harness.training.checkpoint import Shelf, load
+from harness.training.fault import Fault
+from harness.training.faults import adapter, saving
+from harness.training.run import run
 
 PROBES = frozenset(probe for law in LAWS if not law.slow for probe in law.probes) - {"exploration"}
 TEXTS = [{"text": text} for text in ("the soup was warm", "bread", "we waited an hour for the soup", "it was cold")]
@@ -61,7 +64,7 @@ def broken(found: Record) -> dict[str, str]:
     return {one.law: one.message for one in judge(found) if one.outcome == "broken" and one.law != "loss_decreases"}
 
 
-@pytest.mark.parametrize("loop", ["custom", "trainer"])
+@pytest.mark.parametrize("loop", ["custom", "trainer", "accelerate"])
 def test_a_checkpoint_with_adapters_keeps_every_law(checkpoint: Path, loop: str) -> None:
     """New is the head alone, which is trained whole; everything else is frozen, and what is saved is all there is."""
     said = {"rank": 2, "alpha": 8, "dropout": 0.1, "targets": ["query", "attention.output.dense"]}
@@ -77,7 +80,14 @@ def test_a_checkpoint_with_adapters_keeps_every_law(checkpoint: Path, loop: str)
         found.checkpoint.head == ("classifier.weight", "classifier.bias") == tuple(reversed(found.checkpoint.missing))
     )
     held = {one.law for one in judge(found) if one.outcome == "held"}
-    assert {"head_is_new", "head_changes", "save_reload_equal", "adapters_change", "optimizer_covers_trainable"} <= held
+    assert {
+        "head_is_new",
+        "head_changes",
+        "save_reload_equal",
+        "adapters_change",
+        "optimizer_covers_trainable",
+        "frozen_stay",
+    } <= held
     still = [one for one in found.parameters if not one.trainable]
     assert len(still) == 41  # the backbone's 39 and what the head was
     assert {one.change for one in still} == {0.0}
@@ -157,6 +167,40 @@ def test_a_head_that_peft_was_not_told_of_stays_random(checkpoint: Path, monkeyp
     found = train(case(checkpoint, peft={}, train={"steps": 3}, probes={"adapted", "steps", "saved"}))
     # What was never trained is not saved either, and a reload draws it anew.
     assert broken(found).keys() == {"head_changes", "save_reload_equal"}
+
+
+RED: dict[str, set[str]] = {
+    "head_unknown_to_peft": {"head_changes"},
+    "embeddings_unknown_to_peft": {"adapters_as_declared"},
+    "adapters_start_at_random": {"adapters_start_at_zero"},
+    "alpha_forgotten": {"adapters_as_declared"},
+    "adapters_without_their_dropout": {"adapters_as_declared"},
+    # The model on which every step is computed once more, and the one that is loaded again, have the right scale.
+    "scale_applied_twice": {
+        "adapters_as_declared",
+        "loss_is_the_declared_one",
+        "gradient_is_the_declared_one",
+        "save_reload_equal",
+    },
+    # What is trained there is not saved with the adapters.
+    "weights_under_adapters_thawed": {"adapters_as_declared", "frozen_stay", "save_reload_equal"},
+    "one_matrix_of_adapters_frozen": {"adapters_as_declared", "adapters_change", "gradient_is_the_declared_one"},
+    "adapters_trained_before": {"head_is_new", "adapters_start_at_zero"},
+    **{fault.name: {"save_reload_equal"} for fault in saving.FAULTS},
+}
+"""Every fault of adapters and of what is saved, and the laws that it breaks."""
+
+
+@pytest.mark.parametrize("fault", [*adapter.FAULTS, *saving.FAULTS], ids=lambda fault: fault.name)
+def test_fault_turns_its_laws_red(fault: Fault) -> None:
+    """These and no others."""
+    whole = ["word_embeddings"] if fault.name in ("embeddings_unknown_to_peft", "last_token_row_not_saved") else []
+    said = {"rank": 2, "dropout": 0.1, "modules_to_save": whole}
+    steps = {"steps": 4, "batch_size": 3, "learning_rate": 1e-2}
+    made = case(peft=said, train=steps, probes={"adapted", "saved", "steps"})
+    found = run(made, shelf=Shelf(), root=Path.cwd(), fault=fault)
+    assert found.finished, found.reason
+    assert broken(found).keys() == RED[fault.name]
 
 
 @pytest.mark.parametrize("targets", ["query", [], [" "], [1], "all_linear"])

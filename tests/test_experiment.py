@@ -116,6 +116,7 @@ def test_the_defaults(folder: Folder) -> None:
         "max_grad_norm": None,
         "label_smoothing": 0.0,
         "compute_loss_func": False,
+        "resume_at": None,
         "seed": 42,
         "weights_seed": None,
         "data_seed": None,

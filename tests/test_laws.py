@@ -889,6 +889,7 @@ def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None
     import test_laws_label
     import test_laws_logic
     import test_laws_step
+    import test_resume
 
     others = (
         test_laws_logic,
@@ -897,6 +898,7 @@ def test_law_has_a_record_that_keeps_it_and_one_that_breaks_it(law: str) -> None
         test_laws_equivalence,
         test_laws_evaluation,
         test_laws_step,
+        test_resume,
     )
     assert law in {judged.law for judged in (*ACCEPTED, *(one for module in others for one in module.ACCEPTED))}
     assert law in {judged.law for judged in (*REJECTED, *(one for module in others for one in module.REJECTED))}
@@ -911,6 +913,7 @@ def test_law_can_be_turned_off(law: Law) -> None:
     import test_laws_label
     import test_laws_logic
     import test_laws_step
+    import test_resume
 
     others = (
         test_laws_logic,
@@ -919,6 +922,7 @@ def test_law_can_be_turned_off(law: Law) -> None:
         test_laws_equivalence,
         test_laws_evaluation,
         test_laws_step,
+        test_resume,
     )
     wrong = next(
         judged.evidence

@@ -59,6 +59,7 @@ ACCEPTED = (
     Judged("adapters_change", "a module without a part in the loss", beside(*UNUSED), "2 of 3 adapters moved"),
     Judged("adapters_change", "A needs two steps", one_step(changed("lora_A", furthest=0.0))),
     Judged("adapters_change", "an embedding", beside(*EMBEDDING), "3 of 3"),
+    Judged("frozen_stay", "everything beside adapters", ADAPTED, "3 of 8 parameters stay"),
     Judged("head_changes", "the head is trained whole", ADAPTED, f"1 new parameters moved; least: {HEAD}"),
     Judged("save_reload_equal", "merged as well", ADAPTED, "merged adapters within 3e-07"),
 )
@@ -112,6 +113,7 @@ REJECTED = (
     Judged("adapters_change", "B stays", changed("query.lora_B", furthest=0.0), "lora_B.default.weight moved by 0"),
     Judged("adapters_change", "A stays", changed("value.lora_A", furthest=1e-5), "lora_A", "not in the optimizer"),
     Judged("adapters_change", "no gradient", changed("lora_", gradient=None), "none of 2 adapters gets a gradient"),
+    Judged("frozen_stay", "drifts", changed("base_layer", change=1e-6), "query.base_layer.weight is declared frozen"),
     Judged("head_changes", "frozen", changed(HEAD, trainable=False, furthest=0.0), f"{HEAD} moved by 0", "is frozen"),
     Judged("save_reload_equal", "merged", probe("saved", merged=0.3), "differ by 0.3 of the largest", "another scale"),
     Judged("save_reload_equal", "merged is no number", probe("saved", merged="NaN"), "differ by nan"),

@@ -257,6 +257,7 @@ NEEDS = {
     "trains": {"steps"},
     "labels_travel": {"examples", "batches"},
     **{law: {"examples", "batches"} for law in OF_TOKENS},
+    "resume_equivalent": {"probes", "steps"},
     "adapters_as_declared": {"probes"},
     "adapters_start_at_zero": {"parameters"},
     "adapters_change": {"steps", "parameters"},

@@ -144,6 +144,12 @@ class Train(Declared):
         description="Gives the Trainer a `compute_loss_func` that divides by the labels of a whole step: the remedy "
         "where a head ignores their number.",
     )
+    resume_at: int | None = Field(
+        default=None,
+        ge=1,
+        description="Step after which a checkpoint is written; another process goes on from it, and has to take "
+        "the same steps. Null: none is.",
+    )
     seed: _Seed = Field(default=42, description="Seeds new weights, dropout and the order of data.")
     weights_seed: _Seed | None = Field(default=None, description="Seeds new weights instead.")
     data_seed: _Seed | None = Field(default=None, description="Seeds the order of data, and what is masked, instead.")
@@ -204,6 +210,9 @@ def _unfit(train: Train) -> Iterator[tuple[Location, PydanticCustomError]]:
     for one, other in (("epochs", "steps"), ("warmup_ratio", "warmup_steps")):
         if {one, other} <= said and getattr(train, one) is not None:
             yield (one,), problem(f"{one} beside {other}", "one of the two")
+    if train.resume_at is not None and train.epochs is None and train.resume_at >= train.steps:
+        expected = f"a step before the last (train.steps {train.steps})"
+        yield ("resume_at",), problem(str(train.resume_at), expected)
     for what, chosen, table in (("loop", train.loop, LOOPS_OF), ("optimizer", train.optimizer, OPTIMIZERS_OF)):
         for key, able in table.items():
             if key in said and getattr(train, key) not in (None, False, 0.0) and chosen not in able:

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
+from harness.laws.declared import is_beside_adapters
 from harness.laws.head import GRADIENT_NOISE, _cannot_move, _names, _why_still, expected_reach
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
 from harness.record import Adapters, Parameter, Record
@@ -72,15 +73,9 @@ def _trained(record: Record, adapters: Adapters) -> Verdict | None:
     if frozen:
         return broken(f"{count(len(frozen), 'matrix')} of adapters do not train: {_names(frozen)}", cause="frozen")
     for part in record.settings.get("peft.modules_to_save") or ():
-        if not any(name == part or name.endswith(f".{part}") for name in adapters.modules_to_save):
+        if not any(one.trainable and not one.adapter and f".{part}." in f".{one.name}" for one in record.parameters):
             return broken(f"{part} is not trained whole, as declared", cause="it is missing among modules_to_save")
-    beside = [
-        parameter.name
-        for parameter in record.parameters
-        if parameter.trainable
-        and not parameter.adapter
-        and not any(f".{module}." in f".{parameter.name}" for module in adapters.modules_to_save)
-    ]
+    beside = [one.name for one in record.parameters if one.trainable and is_beside_adapters(record, one)]
     if beside:
         return broken(
             f"{count(len(beside), 'parameter')} beside the adapters are trained: {_names(beside)}",

@@ -62,3 +62,11 @@ def share(record: Record, step: int) -> float:
 def highest_share(record: Record) -> float:
     """The largest such share of any step."""
     return max(share(record, step) for step in range(train(record)["steps"]))
+
+
+def is_beside_adapters(record: Record, parameter: Parameter) -> bool:
+    """Whether adapters are trained in the place of a parameter, which is not trained whole either."""
+    if record.adapters is None or parameter.adapter:
+        return False
+    whole = any(f".{module}." in f".{parameter.name}" for module in record.adapters.modules_to_save)
+    return not whole or ".original_module." in parameter.name

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.declared import is_frozen, train
+from harness.laws.declared import is_beside_adapters, is_frozen, train
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed, vacuous
 from harness.record import Record
 
@@ -193,10 +193,11 @@ def updates_not_lost(
 def frozen_stay(record: Record) -> Verdict:
     """What is declared frozen gets no gradient, is not in the optimizer, and ends bit for bit as it began.
 
-    Running statistics of frozen modules count, too: in train mode they drift without any gradient.
+    Under adapters that is everything beside them but what is trained whole. Running statistics of frozen modules count,
+    too: in train mode they drift without any gradient.
     """
-    declared = [parameter for parameter in record.parameters if is_frozen(record, parameter)]
-    if not train(record)["freeze"]:
+    declared = [one for one in record.parameters if is_frozen(record, one) or is_beside_adapters(record, one)]
+    if not train(record)["freeze"] and record.adapters is None:
         return not_applicable("nothing is declared frozen")
     if not declared:
         return broken("no parameter is what is declared frozen", cause="the patterns of train.freeze mean none")

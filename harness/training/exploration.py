@@ -255,6 +255,9 @@ class Listener(torch.nn.Module):
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """Nothing."""
 
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Nothing."""
 

@@ -7,14 +7,13 @@ says which. A loop tells the watch when it begins and when a step is done, and i
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from transformers import set_seed
 
-from harness.training import compilation, evaluation
+from harness.training import compilation, evaluation, resume
 from harness.training.devices import accelerate_on
 from harness.training.workload import Watching, Workload
 
@@ -31,9 +30,13 @@ def custom(work: Workload, watch: Watching) -> None:
     scaler = work.scaler()
     set_seed(train.seed_of_dropout)  # dropout draws from here on
     model.train()  # from_pretrained returns a model in eval mode, with dropout off
+    windows, state = work.windows(), {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    if done := work.keeping.done:  # it goes on from a checkpoint
+        work.skip(windows, done)
+        resume.load(work.keeping.folder, **state)  # last: nothing may be drawn after the random state is back
 
     watch.begin(optimizer, scaler)
-    for step, window in enumerate(work.windows(), start=1):  # the micro-batches of one step
+    for step, window in enumerate(windows, start=done + 1):  # the micro-batches of one step
         step_loss, norm = torch.zeros((), device=work.device.torch), None
         for batch, share in zip(window, work.shares(window), strict=True):
             batch = batch.to(work.device.torch)
@@ -56,6 +59,9 @@ def custom(work: Workload, watch: Watching) -> None:
         watch.step_done(step_loss, norm)
         if work.evaluates_after(step):
             watch.evaluate(partial(evaluation.custom, work))
+        if work.keeping.due(step):
+            resume.save(work.keeping.folder, **state)
+            watch.kept()
 
 
 def trainer(work: Workload, watch: Watching) -> None:
@@ -67,7 +73,7 @@ def trainer(work: Workload, watch: Watching) -> None:
     from harness.training.trainer import WatchedTrainer, arguments  # a second of imports: only who uses it waits
 
     optimizer = work.optimizer()
-    with tempfile.TemporaryDirectory(prefix="harness-trainer-") as folder, accelerate_on(work.device.torch):
+    with work.keeping.place("harness-trainer-") as folder, accelerate_on(work.device.torch):
         run = WatchedTrainer(
             work=work,
             watch=watch,
@@ -79,7 +85,7 @@ def trainer(work: Workload, watch: Watching) -> None:
             optimizers=(optimizer, work.schedule(optimizer)),
         )
         set_seed(work.train.seed_of_dropout)
-        run.train()
+        run.train(resume_from_checkpoint=str(work.keeping.folder) if work.keeping.done else None)
         run.accelerator.unwrap_model(work.model, keep_fp32_wrapper=False)  # else its forward stays under autocast
 
 
@@ -101,9 +107,13 @@ def accelerate(work: Workload, watch: Watching) -> None:
         )
         set_seed(train.seed_of_dropout)
         model.train()
+        windows = work.windows(loader)
+        if done := work.keeping.done:
+            work.skip(windows, done)  # before the random state is loaded: an epoch that begins draws a number
+            accelerator.load_state(work.keeping.folder)
 
         watch.begin(optimizer, accelerator.scaler)
-        for step, window in enumerate(work.windows(loader), start=1):
+        for step, window in enumerate(windows, start=done + 1):
             step_loss, norm = torch.zeros((), device=accelerator.device), None
             for batch, share in zip(window, work.shares(window), strict=True):
                 loss = work.loss(model(**batch), batch)
@@ -120,6 +130,9 @@ def accelerate(work: Workload, watch: Watching) -> None:
             watch.step_done(step_loss, norm)
             if work.evaluates_after(step):
                 watch.evaluate(partial(evaluation.with_accelerator, work, accelerator, model))
+            if work.keeping.due(step):
+                accelerator.save_state(work.keeping.folder)
+                watch.kept()
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
 
 

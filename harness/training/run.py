@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from harness import record
 from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
-from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, workload
+from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, resume, workload
 from harness.training.compilation import Compiling
 from harness.training.evaluation import EVALUATIONS
 from harness.training.fault import HEALTHY, Fault, Patch
 from harness.training.loops import LOOPS
 from harness.training.probes import PROBES, Probe
+from harness.training.probes.resumed import resumed
+from harness.training.resume import NOWHERE, Keeping
 from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
 from harness.training.timing import StepClock, marks_of
@@ -97,6 +100,7 @@ def _stages(
     evidence["data"] = survey.found()
     compiling = Compiling(settings.train.compile)
     watch = _watch(loaded, work, survey, progress, witness, compiling)
+    keeping = patch.enter_context(_keeping(case))
     memory = devices.PeakMemory(device)
     memory.watch()
     evaluate = partial(EVALUATIONS[settings.train.loop], work)
@@ -104,7 +108,7 @@ def _stages(
         with work.products():
             if witness is not None:
                 witness.take(0, evaluate)
-            LOOPS[settings.train.loop](work, watch)
+            LOOPS[settings.train.loop](replace(work, keeping=keeping), watch)
             if witness is not None:
                 witness.take(work.train.steps, evaluate)
     finally:
@@ -122,7 +126,9 @@ def _stages(
     evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
     evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}
-    for name, probe in _probes(case):
+    if watch.state is not None:
+        resume.seal(keeping, work.settings, watch.state)
+    for name, probe in _probes(case, keeping):
         clock = perf_counter()
         evidence["probes"][name] = _probe(probe, loaded, work)
         evidence["probe_seconds"][name] = perf_counter() - clock
@@ -159,9 +165,10 @@ def _attempt(
     return "finished", "", ""
 
 
-def _probes(case: Case) -> Iterator[tuple[str, Probe]]:
+def _probes(case: Case, keeping: Keeping) -> Iterator[tuple[str, Probe]]:
     """The probes that a case wants, by name."""
-    yield from ((name, PROBES[name]) for name in sorted(case.probes & PROBES.keys()))
+    known: dict[str, Probe] = {**PROBES, "resumed": partial(resumed, keeping=keeping)}
+    yield from ((name, known[name]) for name in sorted(case.probes & known.keys()))
     if case.exploration is not None:
         from harness.training.exploration import explorable, explore  # hypothesis: only who explores waits for it
 
@@ -234,6 +241,17 @@ def _examples(loaded: checkpoint.Loaded, work: Workload, watch: Watch) -> tuple[
 def _row(rows: Rows, index: int, watch: Watch) -> Row:
     """As the source has it; a stream has it no more, but the loader has noted it."""
     return rows.get([index])[0] if isinstance(rows, Table) else watch.rows[index]
+
+
+@contextmanager
+def _keeping(case: Case) -> Iterator[Keeping]:
+    """Where the checkpoint is kept that the case goes on from, until all is done."""
+    at = case.settings.train.resume_at
+    if at is None or "resumed" not in case.probes:
+        yield NOWHERE
+        return
+    with tempfile.TemporaryDirectory(prefix="harness-checkpoint-") as folder:
+        yield Keeping(Path(folder), at)
 
 
 @contextmanager

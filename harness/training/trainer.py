@@ -12,6 +12,7 @@ from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallba
 from harness.training.compilation import options
 from harness.training.evaluation import as_found, loader, split_of
 from harness.training.metrics import measure
+from harness.training.resume import Keeping
 from harness.training.split import Reported
 from harness.training.tasks import Answer
 from harness.training.workload import Watching, Workload
@@ -129,7 +130,7 @@ class WatchedTrainer(EvaluatingTrainer):
         self._clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = self._noting_the_norm
         self.data_collator: Any = work.drawn.noting(self.data_collator)
-        self.add_callback(_Tell(self, watch))
+        self.add_callback(_Tell(self, watch, work.keeping))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate between two steps."""
@@ -170,14 +171,19 @@ def _over_the_step(work: Workload) -> Callable[..., torch.Tensor]:
 
 
 class _Tell(TrainerCallback):
-    def __init__(self, trainer: WatchedTrainer, watch: Watching) -> None:
+    def __init__(self, trainer: WatchedTrainer, watch: Watching, keeping: Keeping) -> None:
         self._trainer = trainer
         self._watch = watch
+        self._keeping = keeping
 
     def on_train_begin(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
         self._watch.begin(optimizer, self._trainer.accelerator.scaler)
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         losses, norm = self._trainer.losses, self._trainer.norm
         self._trainer.losses, self._trainer.norm = [], None
         self._watch.step_done(torch.stack(losses).sum(), norm)
+        control.should_save = self._keeping.due(state.global_step)
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.kept()

@@ -23,6 +23,7 @@ from harness.training.checkpoint import digest
 from harness.training.compilation import Compiling
 from harness.training.data import Drawing, Drawn
 from harness.training.optimizer import kinds
+from harness.training.resume import states
 from harness.training.rows import Row
 from harness.training.split import Reported
 from harness.training.survey import Survey
@@ -105,6 +106,10 @@ class Watch:
         self._stochastic = {name: module for name, module in model.named_modules() if is_stochastic(module)}
         self._off: tuple[int, tuple[str, ...]] | None = None
         self._random = b""
+        self._first_random = ""
+        self._stepping: Any = None
+        self.state: dict[str, Any] | None = None
+        """Of the training when its checkpoint was written; none if none was."""
         self._drawn_from: set[bytes] = set()
         self._redrawn: int | None = None
         self._graphs: list[weakref.ref[_Token]] = []
@@ -130,7 +135,7 @@ class Watch:
         self._sample = self._sampled(one for _, one in self._trainable)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
-        actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
+        self._stepping = actual = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         before, after = map(self._compiling.outside, (self._on_forward, self._after_forward))
         self._hook(self._model.register_forward_pre_hook(before, with_kwargs=True))
         self._hook(self._model.register_forward_hook(after))
@@ -154,6 +159,7 @@ class Watch:
         self._clock.start()
         self._columns["watching_seconds"].append(watching + self._clock.starting_seconds)
         self._columns["evaluating_seconds"].append(0.0)
+        self._columns["saving_seconds"].append(0.0)
 
     def evaluate(self, evaluation: Callable[[], Reported]) -> None:
         """Evaluate between two steps, with the clock stopped."""
@@ -164,6 +170,14 @@ class Watch:
         evaluating = self._clock.now() - asked
         self._clock.start()
         self._columns["evaluating_seconds"][-1] += evaluating + self._clock.starting_seconds
+
+    def kept(self) -> None:
+        """A checkpoint was written; that is no part of any step."""
+        lap = self._clock.stop()
+        self.state = states(self._model, self._stepping, self._scaler)
+        saving = lap.seconds + self._clock.now() - lap.stopped
+        self._clock.start()
+        self._columns["saving_seconds"][-1] += saving + self._clock.starting_seconds
 
     def close(self) -> None:
         """Take the hooks off the model and the optimizer."""
@@ -218,8 +232,10 @@ class Watch:
     def _on_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return  # an evaluation
-        self._arguments.append(kwargs)
         self._random = self._random_state()
+        if not self._arguments:
+            self._first_random = self._random.hex()
+        self._arguments.append(kwargs)
         if self._checkpointing is None:
             self._checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in module.modules())
         off = tuple(name for name, module in self._stochastic.items() if not module.training)
@@ -285,6 +301,7 @@ class Watch:
             "digest": _joined(digests),
             "examples": examples,
             "micro_batches": tuple(len(drawing.indices) for drawing in drawings),
+            "random": self._first_random,
             "graphs": sum(token() is not None for token in self._graphs[:-1]),  # the loop still holds the last
             "loss_weights": tuple(float(weight) for weight in self._weights),
             "loss_scale": self._scale,

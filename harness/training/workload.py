@@ -20,6 +20,7 @@ from harness.schedule import warmup
 from harness.training import attention, compilation, data, optimizer, split, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device, matmul_precision
+from harness.training.resume import NOWHERE, Keeping
 from harness.training.rows import Table
 from harness.training.split import Reported, Split
 from harness.training.tasks import Collator, Task, task_of
@@ -40,6 +41,9 @@ class Watching(Protocol):
     def evaluate(self, evaluation: Callable[[], Reported]) -> None:
         """Evaluate between two steps; the time it takes belongs to neither."""
 
+    def kept(self) -> None:
+        """The checkpoint of the step that is over has been written."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -59,6 +63,8 @@ class Workload:
     drawn: data.Drawn
     split: Split | None = None
     """What it is evaluated on; none where nothing is declared."""
+    keeping: Keeping = NOWHERE
+    """Where the loop writes a checkpoint, or goes on from one."""
     fault: Fault | None = None
     """What is wrong on purpose: another process that goes on with the case makes the same mistake."""
 
@@ -149,6 +155,12 @@ class Workload:
                 made += 1
                 if made == self.train.steps:
                     return
+
+    def skip(self, windows: Iterator[list[Any]], steps: int) -> None:
+        """Leave out the first steps: what they were trained on is drawn again, as it was, and not used."""
+        for _ in range(steps):
+            next(windows)
+        self.drawn.queue.clear()
 
     def batches(self) -> Iterator[Any]:
         """The micro-batches of all steps, one after the other."""

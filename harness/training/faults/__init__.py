@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from harness.training.fault import Fault
 from harness.training.faults import (
+    adapter,
     choice,
     collator,
     evaluation,
@@ -19,6 +20,7 @@ from harness.training.faults import (
     model,
     optimizer,
     order,
+    resume,
     saving,
     schedule,
     token,
@@ -38,6 +40,7 @@ FAULTS: tuple[Fault, ...] = (
     *loading.FAULTS,
     *model.FAULTS,
     *head.FAULTS,
+    *adapter.FAULTS,
     *mode.FAULTS,
     *loss.FAULTS,
     *optimizer.FAULTS,
@@ -48,5 +51,6 @@ FAULTS: tuple[Fault, ...] = (
     *way.FAULTS,
     *evaluation.FAULTS,
     *saving.FAULTS,
+    *resume.FAULTS,
 )
 """In the order of a training: from the text to what is saved."""

@@ -8,23 +8,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.training import checkpoint
+from harness.training import adapters, checkpoint
 from harness.training.fault import NO_REPORT, Patch, fault
 from harness.training.workload import Workload
 
 Tensors = dict[str, torch.Tensor]
 
 
-def _saving(patch: Patch, change: Callable[[Any, Tensors], Tensors]) -> None:
-    """Let models save what `change(model, tensors)` makes of their tensors."""
+def _saving(work: Workload, patch: Patch, change: Callable[[Any, Tensors], Tensors]) -> None:
+    """Let models save what `change(model, tensors)` makes of their tensors; of adapters, of the file of those."""
+    if adapters.is_adapted(work.model):
+        _rewriting_adapters(patch, type(work.model), change)
+        return
     right = PreTrainedModel.save_pretrained
 
     def save(self: Any, folder: Any, **kwargs: Any) -> None:
         right(self, folder, state_dict=change(self, dict(self.state_dict())), **kwargs)
 
     patch.set(PreTrainedModel, "save_pretrained", save)
+
+
+def _rewriting_adapters(patch: Patch, kind: type, change: Callable[[Any, Tensors], Tensors]) -> None:
+    right = kind.save_pretrained  # type: ignore[attr-defined]
+
+    def save(self: Any, folder: Any, **kwargs: Any) -> None:
+        right(self, folder, **kwargs)
+        file = Path(folder) / "adapter_model.safetensors"
+        save_file(change(self, load_file(file)), file, metadata={"format": "pt"})
+
+    patch.set(kind, "save_pretrained", save)
+
+
+def _plain(name: str) -> str:
+    """The same in a model and in a file, of adapters too."""
+    return adapters.plain(name).replace(".default.", ".")
 
 
 def _rewriting(patch: Patch, kind: type, name: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -47,32 +67,36 @@ def head_not_saved(work: Workload, patch: Patch) -> Workload:
     """The new head is not among the saved weights: a reload draws it anew."""
 
     def change(model: Any, tensors: Tensors) -> Tensors:
-        head = set(checkpoint.head_names(model))
-        return {name: tensor for name, tensor in tensors.items() if name not in head}
+        head = set(map(_plain, checkpoint.head_names(model)))
+        return {name: tensor for name, tensor in tensors.items() if _plain(name) not in head}
 
-    _saving(patch, change)
+    _saving(work, patch, change)
     return work
 
 
 @fault("moco-v3#30, NASA-IMPACT/hls-foundation-os#63")
 def saved_under_a_prefix(work: Workload, patch: Patch) -> Workload:
     """Saved names carry a wrapper's prefix."""
-    _saving(patch, lambda model, tensors: {f"module.{name}": tensor for name, tensor in tensors.items()})
+    _saving(work, patch, lambda model, tensors: {f"module.{name}": tensor for name, tensor in tensors.items()})
     return work
 
 
 @fault("unsloth#237, peft#2898")
 def saved_in_bf16(work: Workload, patch: Patch) -> Workload:
     """Weights are saved in bf16."""
-    _saving(patch, lambda model, tensors: {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()})
+
+    def change(model: Any, tensors: Tensors) -> Tensors:
+        return {name: one.bfloat16() if one.is_floating_point() else one for name, one in tensors.items()}
+
+    _saving(work, patch, change)
     return work
 
 
 @fault("transformers#24103, sentence-transformers#3470, transformers#36201")
 def saved_before_training(work: Workload, patch: Patch) -> Workload:
     """What is saved are the weights from before the training."""
-    start = {name: tensor.detach().cpu().clone() for name, tensor in work.model.state_dict().items()}
-    _saving(patch, lambda model, tensors: {name: start.get(name, tensor) for name, tensor in tensors.items()})
+    start = {_plain(name): tensor.detach().cpu().clone() for name, tensor in work.model.state_dict().items()}
+    _saving(work, patch, lambda model, tensors: {name: start.get(_plain(name), one) for name, one in tensors.items()})
     return work
 
 
@@ -82,10 +106,10 @@ def a_matrix_not_saved(work: Workload, patch: Patch) -> Workload:
 
     def change(model: Any, tensors: Tensors) -> Tensors:
         prefix = f"{model.base_model_prefix}."
-        lost = [name for name, t in tensors.items() if name.startswith(prefix) and t.dim() == 2][-1]
+        lost = [name for name, t in tensors.items() if _plain(name).startswith(prefix) and t.dim() == 2][-1]
         return {name: tensor for name, tensor in tensors.items() if name != lost}
 
-    _saving(patch, change)
+    _saving(work, patch, change)
     return work
 
 
@@ -95,10 +119,15 @@ def last_token_row_not_saved(work: Workload, patch: Patch) -> Workload:
 
     def change(model: Any, tensors: Tensors) -> Tensors:
         table = model.get_input_embeddings().weight
-        name = next(name for name, parameter in model.named_parameters() if parameter is table)
-        return {**tensors, name: torch.cat([tensors[name][:-1], torch.zeros_like(tensors[name][-1:])])}
+        mine = {_plain(name) for name, parameter in model.named_parameters() if parameter is table}
+        lost = {
+            name: torch.cat([rows[:-1], torch.zeros_like(rows[-1:])])
+            for name, rows in tensors.items()
+            if _plain(name) in mine
+        }
+        return {**tensors, **lost}
 
-    _saving(patch, change)
+    _saving(work, patch, change)
     return work
 
 
@@ -130,7 +159,7 @@ def pad_token_lost(work: Workload, patch: Patch) -> Workload:
 @fault("vllm-project/semantic-router#3557")
 def pad_id_lost(work: Workload, patch: Patch) -> Workload:
     """The saved config does not know the pad token."""
-    _rewriting(patch, PreTrainedModel, "config.json", lambda said: said.update(pad_token_id=None))
+    _rewriting(patch, PreTrainedConfig, "config.json", lambda said: said.update(pad_token_id=None))
     return work
 
 
@@ -139,7 +168,7 @@ def label_names_lost(work: Workload, patch: Patch) -> Workload:
     """The saved config has other label names."""
     names = {str(number): f"class {number}" for number in range(work.model.config.num_labels)}
     swapped = {name: int(number) for number, name in names.items()}
-    _rewriting(patch, PreTrainedModel, "config.json", lambda said: said.update(id2label=names, label2id=swapped))
+    _rewriting(patch, PreTrainedConfig, "config.json", lambda said: said.update(id2label=names, label2id=swapped))
     return work
 
 

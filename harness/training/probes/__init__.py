@@ -16,6 +16,7 @@ from harness.training.probes.overfit import overfit
 from harness.training.probes.padding import padding
 from harness.training.probes.prior import prior
 from harness.training.probes.replay import replay
+from harness.training.probes.resumed import resumed
 from harness.training.probes.saved import saved
 from harness.training.probes.steps import steps
 from harness.training.workload import Workload
@@ -31,6 +32,7 @@ PROBES: dict[str, Probe] = {
     "accumulation": accumulation,
     "saved": saved,
     "evaluation": evaluation,
+    "resumed": resumed,
     "prior": prior,
     "replay": replay,
     "overfit": overfit,

@@ -93,6 +93,9 @@ class _Once:
         self.hooks.callback(self._model.register_forward_hook(self._on_forward, with_kwargs=True).remove)
         self.hooks.callback(actual.register_step_pre_hook(self._on_step).remove)
 
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Keep the loss."""
         self.loss = float(loss.detach())

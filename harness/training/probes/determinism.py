@@ -46,6 +46,9 @@ class _Nobody:
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """Nothing."""
 
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
     def step_done(self, loss: Any, norm: Any = None) -> None:
         """Nothing."""
 

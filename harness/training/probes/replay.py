@@ -44,6 +44,9 @@ class _Losses:
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """Nothing."""
 
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Keep it."""
         self.found.append(loss.item())

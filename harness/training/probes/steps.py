@@ -124,6 +124,9 @@ class Oracle:
         ):
             self._hooks.callback(handle.remove)
 
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Compare what the step did with what it should have."""
         self._step |= {"loss": float(loss.detach()), "stepped": bool(self._step)}
