@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 from harness.experiment import Settings
 from harness.laws import Law, Verdict, judge
 from harness.plan import Case
-from harness.record import Record
+from harness.record import Record, Steps
 
 Outcome = Literal["caught", "survived", "equivalent"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -205,7 +205,7 @@ def alike(one: Record, other: Record) -> bool:
 
 def evidence(record: Record) -> dict[str, Any]:
     """All that a run left but for time, place and memory, in which any two runs differ."""
-    clocks: dict[str, Any] = {"steps": {"seconds", "processor_seconds", "watching_seconds", "data_seconds"}}
+    clocks = {"steps": {name for name in Steps.model_fields if name.endswith("seconds")} | {"began", "ended"}}
     return record.model_dump(
         mode="json",
         exclude={
