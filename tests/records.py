@@ -211,7 +211,13 @@ PROBES: dict[str, dict[str, Any]] = {
         },
     },
     "overfit": {"examples": [0, 1, 2, 3], "labels": [1, 0, 1, 0], "loss": [0.7, 0.4, 0.2, 0.03]},
-    "determinism": {"steps": 8, "first": "a" * 64, "second": "a" * 64, "other_seed": "b" * 64},
+    "determinism": {
+        "steps": 8,
+        "first": "a" * 64,
+        "second": "a" * 64,
+        "other_seed": "b" * 64,
+        "losses": [[0.7, 0.6]] * 2,
+    },
     "checkpointing": {"loss": 0.0, "gradient": 0.0, "recomputed": 22},
     "attention": {
         "used": "sdpa",

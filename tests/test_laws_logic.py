@@ -21,6 +21,12 @@ def probe(name: str, **changes: Any) -> Record:
     return record(probes={name: {**PROBES[name], **changes}})
 
 
+def again(device: str, *losses: list[float]) -> Record:
+    """Two trainings of one seed on a device, with these losses, that end in other weights."""
+    other = probe("determinism", second="c" * 64, losses=[*losses])
+    return other.model_copy(update={"settings": {**other.settings, "device": device}})
+
+
 def group(**changes: Any) -> Record:
     """The healthy record, but for the optimizer's one group."""
     assert HEALTHY.optimizer is not None
@@ -135,6 +141,7 @@ ACCEPTED = (
     Judged("every_token_counts", "all do", HEALTHY, "18 tokens of 4 examples"),
     Judged("overfits_one_batch", "learnt", HEALTHY, "from 0.7000 to 0.0300 in 4 steps"),
     Judged("deterministic", "bit for bit", HEALTHY, "8 steps"),
+    Judged("deterministic", "rounding on CUDA", again("cuda", [0.7, 0.6], [0.7, 0.6001]), "differ by rounding"),
 )
 
 REJECTED = (
@@ -414,6 +421,10 @@ REJECTED = (
     Judged("pretraining_shows", "its ruler is NaN", probe("prior", permuted="NaN"), "nan with every word"),
     Judged("overfits_one_batch", "a floor", probe("overfit", loss=[0.7, 0.35, 0.32]), "at most 0.0700", "has a floor"),
     Judged("deterministic", "not", probe("determinism", second="c" * 64), "weights differ after 8 steps", "seed"),
+    Judged("deterministic", "CUDA", again("cuda", [0.7, 0.6], [0.7, 0.61]), "loss differs first at step 2", "seed"),
+    Judged("deterministic", "rounding on a CPU", again("cpu", [0.7, 0.6], [0.7, 0.6001]), "weights differ"),
+    Judged("deterministic", "NaN on CUDA", again("cuda", [0.7, 0.6], [0.7, math.nan]), "loss differs first at step 2"),
+    Judged("deterministic", "CUDA, no losses", again("cuda", [], []), "no losses were kept"),
     Judged("deterministic", "seed unused", probe("determinism", other_seed="a" * 64), "another seed gives the same"),
 )
 

@@ -57,12 +57,12 @@ def loops_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Ve
     """
 
     def compare(base: Record, other: Record) -> str | None:
-        limit = tolerance or _loop_tolerance(base)
+        limit = tolerance or loop_tolerance(base)
         return (
             _different_start(base, other)
             or _different_batches(base, other)
-            or _first_difference("learning rate", _rates(base), _rates(other), 1e-12)
-            or _traced(_first_difference("loss", base.steps.loss, other.steps.loss, limit), base, other)
+            or first_difference("learning rate", _rates(base), _rates(other), 1e-12)
+            or _traced(first_difference("loss", base.steps.loss, other.steps.loss, limit), base, other)
             or _traced(_different_gradients(base, other), base, other)
         )
 
@@ -82,7 +82,7 @@ def devices_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> 
         return (
             _different_start(base, other)
             or _different_batches(base, other)
-            or _first_difference("loss without dropout", _replay(base), _replay(other), limit)
+            or first_difference("loss without dropout", _replay(base), _replay(other), limit)
         )
 
     def lacks(record: Record) -> str:
@@ -198,7 +198,8 @@ def _list(numbers: Sequence[int]) -> str:
     return " ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
 
 
-def _first_difference(what: str, one: Sequence[float], two: Sequence[float], limit: float) -> str | None:
+def first_difference(what: str, one: Sequence[float], two: Sequence[float], limit: float) -> str | None:
+    """The first step, and both numbers, that are further apart than `limit` (relative above 1); None if none is."""
     if len(one) != len(two):
         return f"{what}: {len(one)} and {len(two)} steps"
     for step, (a, b) in enumerate(zip(one, two, strict=True)):
@@ -277,6 +278,7 @@ _TRACES = {
 """The likely cause of a difference, by what was the first to differ."""
 
 
-def _loop_tolerance(record: Record) -> float:
+def loop_tolerance(record: Record) -> float:
+    """How far losses of the same training may be apart on the record's device, in its precision."""
     kind = "cpu" if record.settings["device"] == "cpu" else "cuda"
     return LOOP_TOLERANCE.get((kind, record.settings["precision"]), 1e-3)

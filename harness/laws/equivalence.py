@@ -28,7 +28,7 @@ def checkpointing_equals_plain(record: Record, *, tolerance: Tolerance = 1e-3) -
     """Where train.gradient_checkpointing is declared, layers are recomputed, and the gradient is that without it.
 
     The trained model, in the case's precision and with its dropout: one batch forth and back with checkpointing and
-    without, from the same random state. On a CPU loss and gradient are equal bit for bit (measured: 45 architectures);
+    without, from the same random state. On a CPU loss and gradient are equal bit for bit (measured: ten architectures);
     on CUDA, where sums are added in another order each time, the gradient's relative distance is at most 1e-3, the
     limit of the other ways. What is recomputed with other dropout, or loses a part of the gradient on its way, does
     not show in a loss curve.

@@ -49,6 +49,12 @@ def switch(model: Any, kind: str) -> None:
         raise ValueError(f"transformers keeps {chosen(model)}")
 
 
+def on_cpu(model: Any) -> None:
+    """Let a model that was moved to the CPU compute attention there, if its own implementation cannot."""
+    if chosen(model) in _NOT_ON:
+        switch(model, "sdpa")
+
+
 def chosen(model: Any) -> str:
     """The implementation in use; empty where the model's configuration knows of none."""
     return getattr(model.config, "_attn_implementation", None) or ""

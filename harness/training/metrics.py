@@ -41,13 +41,13 @@ class Metric:
     """The metric of such a table; an array of them where it holds many resamples."""
 
 
-def require() -> None:
-    """Import the libraries before anything is measured: importing them draws random numbers.
+def require(names: Sequence[str]) -> None:
+    """Import the libraries of these metrics before anything is measured: importing them draws random numbers.
 
     Raises:
         DataError: one of them is not installed.
     """
-    for name in ("scipy.stats", "sklearn.metrics", "seqeval.metrics"):
+    for name in ("scipy.stats", "sklearn.metrics", *["seqeval.metrics"] * ("entity_f1" in names)):
         try:
             import_module(name)
         except ImportError as error:

@@ -57,7 +57,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, encode: data.Encoder)
     said = settings.evaluation
     if said is None:
         return None
-    metrics.require()
+    metrics.require(settings.metrics)
     _require_labels(settings.metrics, loaded.rows.labels)
     rows = open_beside(said.rows_beside(settings.data), settings.task, loaded.rows.labels, said.section)
     _require_roles(rows, loaded.rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness.training import attention
 from harness.training.tiny import set_dropout
 
 
@@ -21,6 +22,7 @@ def twin(model: Any) -> Any:
     other = copied(model).to("cpu", torch.float32).eval()
     for parameter in other.parameters():
         parameter.grad = None
+    attention.on_cpu(other)
     silence(other)
     for config in (other.config, other.config.get_text_config()):
         set_dropout(config, 0.0, keep={})  # BigBird makes its attention anew in the first forward pass

@@ -14,21 +14,23 @@ STEPS = 8
 
 
 def determinism(loaded: Loaded, work: Workload) -> dict[str, Any]:
-    """Digests of all weights after a few steps: twice with the declared seed, once with another.
+    """Losses of a few steps and the digest of all weights after them: twice with the declared seed, once with another.
 
     Nothing is seeded here: a case that leaves something to chance must show it.
     """
+    first, second, other = _train(work, 0), _train(work, 0), _train(work, 1)
     return {
         "steps": min(STEPS, work.train.steps),
-        "first": _train(work, 0),
-        "second": _train(work, 0),
-        "other_seed": _train(work, 1),
+        "first": first.digest,
+        "second": second.digest,
+        "other_seed": other.digest,
+        "losses": [first.losses, second.losses],
     }
 
 
-def _train(work: Workload, more: int) -> str:
+def _train(work: Workload, more: int) -> _Listener:
     """With every seed higher by so much."""
-    from harness.training.loops import LOOPS  # the loops tell a watch; nobody watches this one
+    from harness.training.loops import LOOPS  # the loops tell a watch; this one only listens
 
     declared = work.settings.train
     seeds = {name: getattr(declared, name) for name in ("seed", "weights_seed", "data_seed", "dropout_seed")}
@@ -36,12 +38,19 @@ def _train(work: Workload, more: int) -> str:
     train = declared.model_copy(update={"steps": min(STEPS, work.train.steps), "epochs": None, **others})
     settings: experiment.Settings = work.settings.model_copy(update={"train": train})
     fresh = workload.prepare(checkpoint.load(settings), settings, work.device)
-    LOOPS[train.loop](fresh, _Nobody())
-    return checkpoint.digest(fresh.model.state_dict().items())
+    listener = _Listener()
+    LOOPS[train.loop](fresh, listener)
+    listener.digest = checkpoint.digest(fresh.model.state_dict().items())
+    return listener
 
 
-class _Nobody:
-    """Is told of steps and does nothing."""
+class _Listener:
+    """Keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.digest = ""
+        """Of all weights, after the last step."""
 
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """Nothing."""
@@ -50,7 +59,8 @@ class _Nobody:
         """No checkpoint is written."""
 
     def step_done(self, loss: Any, norm: Any = None) -> None:
-        """Nothing."""
+        """Keep it."""
+        self.losses.append(float(loss))
 
     def evaluate(self, evaluation: Callable[[], Any]) -> None:
         """As declared: what it does to the training shows."""
