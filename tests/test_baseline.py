@@ -21,18 +21,6 @@ FIRST = datetime(2026, 1, 31, tzinfo=UTC)
 SECOND = datetime(2026, 3, 1, tzinfo=UTC)
 
 
-def healthy(name: str = "cpu-custom", **changes: Any) -> Record:
-    """A long training that every law accepts."""
-    columns = {
-        "learning_rate": (1e-3,) * STEPS,
-        "watching_seconds": (0.0,) * STEPS,
-        "graphs": (0,) * STEPS,
-        "padded_tokens": (12,) * STEPS,
-        "examples": (((0, 1), (2, 3)) * STEPS)[:STEPS],
-    }
-    return trained(name, steps={**columns, **changes.pop("steps", {})}, **changes)
-
-
 def accepted(*records: Record, old: Baselines | None = None, reason: str = "as it should be") -> Accepted:
     """What became of accepting them."""
     return accept(old or Baselines(), records, reason, FIRST if old is None else SECOND)
@@ -43,7 +31,7 @@ def accepted(*records: Record, old: Baselines | None = None, reason: str = "as i
 
 def test_a_healthy_run_is_a_baseline() -> None:
     """With the reason, the time and the environment; without the evidence that no comparison needs."""
-    one = healthy()
+    one = trained()
     found = accepted(one)
     assert (found.names, found.refused) == ((one.name,), ())
     kept = found.baselines.of(one)
@@ -72,7 +60,7 @@ def test_a_healthy_run_is_a_baseline() -> None:
 )
 def test_what_is_no_baseline(changes: dict[str, Any], why: str) -> None:
     """A broken, invalid or too noisy run is refused with its reason; others of the run are accepted."""
-    bad, good = healthy(**changes), record(healthy(), experiment="experiments/b.yaml")
+    bad, good = trained(**changes), record(trained(), experiment="experiments/b.yaml")
     found = accepted(bad, good)
     assert found.names == (good.name,)
     (said,) = found.refused
@@ -81,24 +69,24 @@ def test_what_is_no_baseline(changes: dict[str, Any], why: str) -> None:
 
 def test_cases_that_do_not_agree_are_no_baselines() -> None:
     """Two loops with different losses: neither of them, for who knows which one is right."""
-    loss = tuple(each + 0.01 for each in healthy().steps.loss)
-    found = accepted(healthy(), healthy("cpu-trainer", steps={"loss": loss}))
+    loss = tuple(each + 0.01 for each in trained().steps.loss)
+    found = accepted(trained(), trained("cpu-trainer", steps={"loss": loss}))
     assert found.names == ()
     assert [why.partition(": ")[2].partition(" is broken")[0] for why in found.refused] == ["loops_agree"] * 2
 
 
 def test_what_did_not_run_is_not_refused() -> None:
     """A device that is not there, and a case that was stopped, leave the others as they are."""
-    skipped = record(healthy("cuda-custom"), outcome="skipped", reason="no CUDA device")
+    skipped = record(trained("cuda-custom"), outcome="skipped", reason="no CUDA device")
     assert accepted(skipped) == Accepted(Baselines(), (), ())
 
 
 def test_a_renewed_baseline_keeps_what_was_there() -> None:
     """The old figures with their reason and environment, the oldest first; lines of other cases and machines stay."""
-    first, laptop = healthy(), healthy(environment={"device": "Laptop", "processor": "Laptop"})
+    first, laptop = trained(), trained(environment={"device": "Laptop", "processor": "Laptop"})
     old = accepted(first, laptop, reason="first").baselines
-    new = accepted(healthy(times=2.0), old=old, reason="a better tokenizer").baselines
-    again = accepted(healthy(times=1.5), old=new, reason="and a better one").baselines
+    new = accepted(trained(times=2.0), old=old, reason="a better tokenizer").baselines
+    again = accepted(trained(times=1.5), old=new, reason="and a better one").baselines
     kept = again.of(first)
     assert kept is not None
     assert [(each.reason, each.accepted) for each in kept.before] == [("first", FIRST), ("a better tokenizer", SECOND)]
@@ -113,7 +101,7 @@ def test_a_renewed_baseline_keeps_what_was_there() -> None:
 
 def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
     """A line each, sorted; reading and writing it again changes nothing."""
-    found = accepted(healthy("cpu-trainer"), healthy(), healthy(environment={"device": "A Laptop"})).baselines
+    found = accepted(trained("cpu-trainer"), trained(), trained(environment={"device": "A Laptop"})).baselines
     path = tmp_path / "baseline.jsonl"
     path.write_text(found.to_text())
     assert baseline.read(path) == found
@@ -141,7 +129,7 @@ def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_line_that_is_no_baseline_is_named(tmp_path: Path, line: str, said: str) -> None:
     """A gate must not pass because its file is broken: the first bad line is an error, with its place."""
     path = tmp_path / "baseline.jsonl"
-    path.write_text(accepted(healthy()).baselines.to_text() + line + "\n")
+    path.write_text(accepted(trained()).baselines.to_text() + line + "\n")
     with pytest.raises(HarnessError) as caught:
         baseline.read(path)
     assert str(caught.value) == f"{path}:2: {said}"
@@ -152,20 +140,20 @@ def test_a_line_that_is_no_baseline_is_named(tmp_path: Path, line: str, said: st
 
 def test_a_record_is_compared_with_its_baseline() -> None:
     """Slower, as fast, another setting: the same verdicts as of `harness compare`."""
-    kept = accepted(healthy(noise=0.001)).baselines.of(healthy())
+    kept = accepted(trained(noise=0.001)).baselines.of(trained())
     assert kept is not None
-    assert against(kept, healthy(times=1.5, noise=0.001)).fails
-    assert against(kept, healthy(at=1, noise=0.001)).verdict == "equivalent"
-    assert against(kept, healthy(at=1, steps={"loss": (0.9,) * STEPS})).verdict == "worse loss"
+    assert against(kept, trained(times=1.5, noise=0.001)).fails
+    assert against(kept, trained(at=1, noise=0.001)).verdict == "equivalent"
+    assert against(kept, trained(at=1, steps={"loss": (0.9,) * STEPS})).verdict == "worse loss"
     with pytest.raises(NotComparable):
-        against(kept, healthy(settings={"train.seed": 1}))
+        against(kept, trained(settings={"train.seed": 1}))
 
 
 def test_many_comparisons_are_each_more_careful() -> None:
     """What is certain of one case is not of one among a million."""
-    kept = accepted(healthy(noise=0.001)).baselines.of(healthy())
+    kept = accepted(trained(noise=0.001)).baselines.of(trained())
     assert kept is not None
-    slower = healthy(times=1.04, noise=0.001)
+    slower = trained(times=1.04, noise=0.001)
     assert against(kept, slower).speed == "slower"
     assert against(kept, slower, among=1_000_000).speed == "undecided"
 

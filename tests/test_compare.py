@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from records import HEALTHY, case, record
+from records import HEALTHY, case, clocked, record
 
 from harness.__main__ import main
 from harness.compare import Comparison, NotComparable, Table, compare, side_by_side
@@ -31,10 +31,6 @@ FALLING = tuple(0.7 * math.exp(-step / 20) + 0.02 for step in range(STEPS))
 Harness = Callable[..., tuple[int, str, str]]
 
 
-TAKEN = ("samples", "real_tokens", "padded_tokens", "digest")
-"""Columns of the case's steps that are gone through again and again."""
-
-
 def trained(
     name: str = "cpu-custom", *, times: float = 1.0, noise: float = 0.01, at: float = 0, **changes: Any
 ) -> Record:
@@ -51,10 +47,10 @@ def trained(
     seconds = tuple(0.1 * times * math.exp(generator.gauss(0, noise)) for _ in range(STEPS))
     base = case(name, settings={"train.steps": STEPS, **changes.pop("settings", {})})
     columns = {
+        **{name: (each * STEPS)[:STEPS] for name, each in base.steps if name not in clocked((), ())},
         "loss": FALLING,
         "seconds": seconds,
         "processor_seconds": tuple(0.9 * each for each in seconds),
-        **{column: (getattr(base.steps, column) * 6)[:STEPS] for column in TAKEN},
         **changes.pop("steps", {}),
     }
     environment = HERE.model_copy(update=changes.pop("environment", {}))

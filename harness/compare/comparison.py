@@ -91,7 +91,8 @@ def compare(
     Raises:
         NotComparable: cases differ in what was not asked about, or none is on both sides.
     """
-    one, two, notes = cases(base, across), cases(new, across), left_out([*base, *new])
+    base, new = tuple(base), tuple(new)
+    one, two, notes = cases(base, across), cases(new, across), left_out((*base, *new))
     notes += [f"only in base: {_title(runs)}" for key, runs in one.items() if key not in two]
     notes += [f"only in new: {_title(runs)}" for key, runs in two.items() if key not in one]
     common = [key for key in one if key in two]

@@ -29,6 +29,9 @@ CONFIDENCE = 0.995
 TURNS = 9
 """Pairs of runs with which the exact test can reach that: at best it says 2 / 2**9, which is 0.4 %."""
 
+EXACT = 50
+"""Turns up to which the test is exact; for more the sum of ranks is normal."""
+
 BLOCKS = 12
 """Into which the timed steps of a run are cut, where there are as many."""
 
@@ -84,12 +87,12 @@ def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shi
         new: runs of the other.
         alike: steps of the same number do the same work, and are compared with each other.
     """
-    steps = min((len(run.logs) for run in (*base, *new)), default=0)
+    steps = min(len(run.logs) for run in (*base, *new)) if base and new else 0
+    pairs = in_turns(base, new)
+    if steps and len(pairs) >= TURNS:  # each may be as short as it likes: their number counts
+        return _shift(*signed_rank([_difference(one, two, alike) for one, two in pairs]), turns=len(pairs))
     if steps < FEWEST:
         return f"{steps} timed steps, at least {FEWEST} are needed"
-    pairs = in_turns(base, new)
-    if len(pairs) >= TURNS:
-        return _shift(*signed_rank([_difference(one, two, alike) for one, two in pairs]), turns=len(pairs))
     return _one_after_the_other(base, new, min(steps, BLOCKS))
 
 
@@ -146,6 +149,18 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, floa
     first, second = numpy.triu_indices(len(values))
     middles = numpy.sort((values[first] + values[second]) / 2)
 
+    outside = _rejected(values, middles)
+    low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
+    return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
+
+
+def _rejected(values: Any, middles: Any) -> int:
+    """How many of the sorted middles the test rejects as the true difference, on each side."""
+    count = len(values)
+    if count > EXACT:
+        spread = math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
+        return int(count * (count + 1) / 4 - NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread)
+
     def rejected(place: int) -> bool:
         between = (middles[place] + middles[place + 1]) / 2  # where no difference is 0 and no two are of one size
         return _wilcoxon(values - between) <= 1 - CONFIDENCE
@@ -154,15 +169,14 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, floa
     while outside < inside:
         place = (outside + inside) // 2
         outside, inside = (place + 1, inside) if rejected(place) else (outside, place)
-    low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
-    return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
+    return outside
 
 
 def _wilcoxon(differences: Any) -> float:
-    """The probability of the signed ranks; exact for up to 50 of them, normal for more."""
+    """The probability of the signed ranks."""
     from scipy.stats import wilcoxon
 
-    return float(wilcoxon(differences, method="exact" if len(differences) <= 50 else "auto").pvalue)
+    return float(wilcoxon(differences, method="exact" if len(differences) <= EXACT else "auto").pvalue)
 
 
 def _difference(base: Run, new: Run, alike: bool) -> float:
