@@ -171,12 +171,38 @@ def _closes(pairs: Sequence[tuple[float, float]], limit: float) -> bool:
     return len(shares) == len(pairs) and median(shares) <= limit
 
 
+def utilisation(record: Record, places: Sequence[int]) -> float | None:
+    """Share of the measured ceiling that the model's own operations reach in the typical step; none where either is
+    not known.
+
+    After "model FLOPs utilization" (Chowdhery et al., PaLM, 2022): what is computed again does not count.
+    """
+    found, steps = record.efficiency, record.steps
+    known = {each.shape: each.forward + each.backward for each in found.flops}
+    shapes = [(place, steps.shapes[place]) for place in places if place < len(steps.shapes)]
+    rates = [
+        math.fsum(known[shape] for shape in micro) / steps.seconds[place]
+        for place, micro in shapes
+        if micro and all(shape in known for shape in micro)
+    ]
+    return median(rates) / found.ceiling if rates and found.ceiling else None
+
+
+def _not_faster_than_the_device(record: Record, places: Sequence[int]) -> str | None:
+    """No step computes more than products of matrices alone do on that device."""
+    share = utilisation(record, places)
+    if share is None or share <= 1:
+        return None
+    return f"{share:.0%} of what the device was measured to be able to: operations or seconds are counted wrong"
+
+
 CHECKS: tuple[Check, ...] = (
     _time_passes,
     _examples_count_once,
     _clocks_agree,
     _phases_sum,
     _rate_is_samples_over_wall_time,
+    _not_faster_than_the_device,
     _no_warm_up,
     _processor_was_free,
 )

@@ -270,6 +270,8 @@ class Steps(Part):
     rows: tuple[int, ...] = ()
     """Examples that reached the model in it."""
     real_tokens: tuple[int, ...] = ()
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    """Of what the model read of each micro-batch."""
     padded_tokens: tuple[int, ...] = ()
     """Tokens computed: rows x longest row."""
     digest: tuple[dict[str, str], ...] = ()
@@ -386,6 +388,27 @@ class Compilation(Part):
     """Why a graph was broken, and how often."""
     eager_passes: int = 0
     """Forward passes whose result came out of no compiled graph."""
+
+
+class Flops(Part):
+    """Floating-point operations of a micro-batch, by torch's counter: a product and a sum are two."""
+
+    shape: tuple[int, ...]
+    forward: int
+    backward: int
+
+
+class Efficiency(Part):
+    """What a step computes, and what the device could."""
+
+    flops: tuple[Flops, ...] = ()
+    """By the commonest shapes of micro-batches."""
+    ceiling: float | None = None
+    """The most operations a second of a product of matrices, measured in the same run; none where it was not."""
+    dtype: str = ""
+    """Of those matrices."""
+    reason: str = ""
+    """Why there are no figures."""
 
 
 class Memory(Part):
@@ -515,6 +538,7 @@ class Record(Part):
     compilation: Compilation | None = None
     """Where `train.compile` is declared."""
     memory: Memory = Memory()
+    efficiency: Efficiency = Efficiency()
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""
     probe_seconds: dict[str, float] = Field(default_factory=dict)

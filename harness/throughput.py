@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from harness.account import PHASES, mistakes, phases, queued_share, quiet_seconds
+from harness.account import PHASES, mistakes, phases, queued_share, quiet_seconds, utilisation
 from harness.record import Record
 from harness.steadiness import first_steady
 
@@ -47,6 +47,8 @@ class Throughput:
     """Computed tokens, padding included."""
     phases: dict[str, float] = field(default_factory=dict)
     """Share of a step that each phase takes, 0 to 1: of the sum over all timed steps; empty where not measured."""
+    utilisation: float | None = None
+    """Share of the measured ceiling of the device that the model's operations reach (MFU); none where not known."""
     queued: float | None = None
     """Share of the time in which the loop waited for a processor that others had; none where that is not known."""
 
@@ -114,6 +116,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         data_wait=median(waits) if waits else None,
         padded_tokens_per_second=_rate(padded, seconds),
         phases=_shares([phases(steps, place) for place in places]),
+        utilisation=utilisation(record, places),
         queued=queued_share(record, places),
     )
 

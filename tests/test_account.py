@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from records import HEALTHY, record
 
 from harness.account import CLOSES, OVERLOADED, WARM, mistakes, phases
-from harness.record import Record
+from harness.record import Efficiency, Flops, Record
 from harness.throughput import NotMeasured, Throughput, throughput
 
 STEPS = 8
@@ -162,6 +162,20 @@ def test_a_machine_that_others_use_is_seen() -> None:
     speed = throughput(queued(OVERLOADED))
     assert isinstance(speed, Throughput)
     assert speed.queued == OVERLOADED
+
+
+def test_more_than_the_device_can_do_is_seen() -> None:
+    """A share of the ceiling above 100 % is a mistake of counting; steps of shapes not counted are left out."""
+    counted = Efficiency(flops=(Flops(shape=(2, 6), forward=20, backward=40),), ceiling=20.0, dtype="float32")
+    columns = {"shapes": (((2, 6),),) * (STEPS - 1) + (((2, 9),),)}
+
+    speed = throughput(record(healthy(), steps=columns, efficiency=counted))
+    assert isinstance(speed, Throughput)
+    assert speed.utilisation == 60 / 6 / 20  # operations, seconds, ceiling
+    slow = counted.model_copy(update={"ceiling": 9.9})
+    assert "101% of what the device was measured to be able to" in reason(
+        record(healthy(), steps=columns, efficiency=slow)
+    )
 
 
 @pytest.mark.parametrize("column", ["began", "ended", "rows", "watching_seconds", "samples"])

@@ -242,7 +242,7 @@ def _noisy(runs: Sequence[Record]) -> str:
 
 def _slim(record: Record) -> Record:
     """Without what comparing does not need: a baseline is kept for long, and for every machine."""
-    columns = ("learning_rate", "examples", "graphs", *(f"{phase}_seconds" for phase in PHASES))
+    columns = ("learning_rate", "examples", "graphs", "shapes", *(f"{phase}_seconds" for phase in PHASES))
     empty: dict[str, Any] = dict.fromkeys(("examples", "lost", "batches", "parameters"), ())
     empty |= {**dict.fromkeys(("data", "optimizer", "modes")), "probes": {}, "probe_seconds": {}}
     steps = record.steps.model_copy(update=dict.fromkeys(columns, ()))

@@ -16,8 +16,9 @@ from harness.throughput import NotMeasured
 
 STEPS_EXPLAINED = """\
 A step is the median of the timed ones, a phase its share of all of them. *Data* is waiting for batches, *transfer*
-moving them to the device, *optimizer* includes clipping and the loss scaler, *queued* is the share of the time in which
-the loop waited for a processor that others had."""
+moving them to the device, *optimizer* includes clipping and the loss scaler. *MFU* is what the model's own operations
+reach of the fastest product of matrices that was measured in the run, *queued* the share of the time in which the loop
+waited for a processor that others had."""
 
 
 def markdown(summary: Summary) -> str:

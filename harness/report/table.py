@@ -19,7 +19,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
 
 
-STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "queued")
+STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "MFU", "queued")
 
 
 def step_cells(row: Row) -> tuple[str, ...]:
@@ -30,7 +30,8 @@ def step_cells(row: Row) -> tuple[str, ...]:
     shares = [f"{speed.phases[phase]:.0%}" if speed.phases else "-" for phase in PHASES]
     padded = "-" if speed.padded_tokens_per_second is None else short(speed.padded_tokens_per_second.median)
     queued = "-" if speed.queued is None else f"{speed.queued:.0%}"
-    return (row.name, duration(median(speed.seconds)), *shares, padded, queued)
+    used = "-" if speed.utilisation is None else f"{speed.utilisation:.0%}"
+    return (row.name, duration(median(speed.seconds)), *shares, padded, used, queued)
 
 
 def duration(seconds: float) -> str:

@@ -296,6 +296,7 @@ class Watch:
             **{f"{phase}_seconds": seconds for phase, seconds in lap.phases.items()},
             "samples": len(examples),
             "rows": sum(map(_rows, tensors)),
+            "shapes": tuple(map(shape_of, tensors)),
             "real_tokens": sum(sum(drawing.lengths) for drawing in drawings),
             "padded_tokens": sum(map(_padded, tensors, drawings)),
             "digest": _joined(digests),
@@ -437,6 +438,12 @@ def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:
         frozen=tuple(sorted(names[one] for one in held.keys() & names.keys() - trainable)),
         strangers=len(held.keys() - names.keys()),
     )
+
+
+def shape_of(tensors: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    """Of what the model reads of a batch."""
+    read = tensors.get("input_ids", next(iter(tensors.values()), torch.zeros(0)))
+    return tuple(read.shape)
 
 
 def _rows(tensors: dict[str, torch.Tensor]) -> int:
