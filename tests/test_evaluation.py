@@ -308,6 +308,27 @@ def test_evaluating_in_the_midst_changes_nothing() -> None:
     assert {one.law: one.outcome for one in judge_together(named)}["loops_agree"] == "held"
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_training_is_in_its_precision_and_compiled_after_an_evaluation(loop: str) -> None:
+    """Accelerate must not take the model that it has evaluated for one that is prepared to be trained."""
+    said = {
+        "steps": 3,
+        "batch_size": 2,
+        "loop": loop,
+        "compile": "aot_eager",
+        "padding": "max_length",
+        "max_length": 16,
+    }
+    plain, evaluating = (
+        train(case(train={**said, "drop_last": True}, precision="bf16", **split), SHELF)
+        for split in ({}, {"evaluation": SPLIT})
+    )
+    assert evaluating.steps.loss == plain.steps.loss
+    assert evaluating.compilation is not None
+    assert evaluating.compilation.graphs > 0
+    assert evaluating.compilation.eager_passes == 0
+
+
 def test_labels_that_are_all_the_same_correlate_with_nothing() -> None:
     """A correlation is then not defined, and nothing is made of it."""
     rows = [{"text": text, "label": 0.5} for text in TEXTS]

@@ -65,8 +65,10 @@ def attention_implementations_agree(record: Record, *, tolerance: Tolerance = 1e
     The trained model on its own device, with dropout at 0, and a batch with more padding than it needs: logits of real
     tokens within 1e-4 of eager attention's in fp32, the gradient within 1e-3 (measured on right set-ups: below 1e-6).
     In bf16 and fp16 a kernel may be three times as far from fp32 as eager attention is there, and 1.5e-2 more. Padding
-    on the other side, where queries stand before anything that they may see, and a row that is nothing but padding must
-    leave every number finite: a softmax over nothing is none. A kernel that ignores the padding mask shows here.
+    on the other side, where queries stand before anything that they may see, and in fp32 a row that is nothing but
+    padding must leave every number finite: a softmax over nothing is none. (In bf16 torch's own kernels for CUDA give
+    NaN for such a row, measured with torch 2.11; where data have one, loss_finite sees it.) A kernel that ignores the
+    padding mask shows here.
     """
     evidence = probed(record, "attention")
     if isinstance(evidence, Verdict):

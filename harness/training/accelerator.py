@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, TorchDynamoPlugin
@@ -21,3 +23,18 @@ def accelerator_for(work: Workload) -> Accelerator:
         dynamo_plugin=TorchDynamoPlugin(**options(work.train.compile)) if work.train.compile else None,
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),  # one process fetches its own
     )
+
+
+def release(model: Any) -> None:
+    """Take off a model what Accelerate, or the Trainer through it, has hung on it: its autocast, and its mark.
+
+    ``unwrap_model`` leaves the mark, and a model that bears it is taken for prepared: the next training would be in
+    fp32, and not compiled.
+    """
+    hung = vars(model)
+    original = hung.pop("_original_forward", None)
+    if original is not None:
+        hung.pop("forward", None)
+        if original != model.forward:  # it was another than that of its class before
+            model.forward = original
+    hung.pop("_is_accelerate_prepared", None)

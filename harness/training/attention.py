@@ -31,6 +31,8 @@ def use(model: Any, declared: str | None, device: Device) -> None:
         raise Unavailable(f"no {declared} on this machine: {_sentence(error)}") from error
     except (ValueError, NotImplementedError) as error:
         raise Unavailable(f"no {declared} in {type(model).__name__}: {_sentence(error)}") from error
+    if declared == "flex_attention" and (name := _dropout(model)):
+        raise Unavailable(f"no {declared} in training with {name} above 0: it has no dropout")
 
 
 def switch(model: Any, kind: str) -> None:
@@ -65,6 +67,12 @@ def reason(declared: str | None) -> str:
     if declared is not None:
         return "train.attention declares it"
     return "transformers' choice: sdpa where the architecture has it, or else eager"
+
+
+def _dropout(model: Any) -> str:
+    """The name of the configuration's dropout of attention, if it is above 0."""
+    rates = ((name, value) for name, value in vars(model.config).items() if "att" in name and "drop" in name)
+    return next((name for name, value in rates if isinstance(value, float) and value > 0), "")
 
 
 def _sentence(error: Exception) -> str:

@@ -45,25 +45,26 @@ def custom(work: Workload) -> Reported:
 
 def trainer(work: Workload) -> Reported:
     """`transformers.Trainer.evaluate`, with its own loss, and metrics through ``compute_metrics``."""
-    from harness.training.trainer import EvaluatingTrainer, arguments  # a second of imports: only who uses it waits
+    from harness.training.accelerator import release  # a second of imports: only who uses it waits
+    from harness.training.trainer import EvaluatingTrainer, arguments
 
     with tempfile.TemporaryDirectory(prefix="harness-trainer-") as folder, accelerate_on(work.device.torch):
         with _as_drawn():  # the Trainer seeds every generator when it is made
             run = EvaluatingTrainer(work=work, model=work.model, args=arguments(work, folder))
         run.evaluate()
-        run.accelerator.unwrap_model(work.model, keep_fp32_wrapper=False)  # else its forward stays under autocast
+        release(work.model)
     return run.reported
 
 
 def accelerate(work: Workload) -> Reported:
     """The evaluation of Accelerate's guides, with ``gather_for_metrics``."""
-    from harness.training.accelerator import accelerator_for
+    from harness.training.accelerator import accelerator_for, release
 
     with accelerate_on(work.device.torch):
         accelerator = accelerator_for(work)
         model = accelerator.prepare_model(work.model, evaluation_mode=True)
         reported = with_accelerator(work, accelerator, model)
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
+        release(work.model)
     return reported
 
 

@@ -70,7 +70,8 @@ def trainer(work: Workload, watch: Watching) -> None:
     What differs from its defaults is what the experiment declares: the optimizer and schedule go in through
     ``optimizers``, the order of examples through the sampler, the task's collator.
     """
-    from harness.training.trainer import WatchedTrainer, arguments  # a second of imports: only who uses it waits
+    from harness.training.accelerator import release  # a second of imports: only who uses it waits
+    from harness.training.trainer import WatchedTrainer, arguments
 
     optimizer = work.optimizer()
     with work.keeping.place("harness-trainer-") as folder, accelerate_on(work.device.torch):
@@ -86,7 +87,7 @@ def trainer(work: Workload, watch: Watching) -> None:
         )
         set_seed(work.train.seed_of_dropout)
         run.train(resume_from_checkpoint=str(work.keeping.folder) if work.keeping.done else None)
-        run.accelerator.unwrap_model(work.model, keep_fp32_wrapper=False)  # else its forward stays under autocast
+        release(work.model)
 
 
 def accelerate(work: Workload, watch: Watching) -> None:
@@ -95,7 +96,7 @@ def accelerate(work: Workload, watch: Watching) -> None:
     Not with its ``accumulate``, which would count micro-batches, and take a mean of means: see "Gradient accumulation
     on training samples of variable size" at https://huggingface.co/docs/accelerate/usage_guides/gradient_accumulation.
     """
-    from harness.training.accelerator import accelerator_for
+    from harness.training.accelerator import accelerator_for, release
 
     train = work.train
     with accelerate_on(work.device.torch):
@@ -133,7 +134,7 @@ def accelerate(work: Workload, watch: Watching) -> None:
             if work.keeping.due(step):
                 accelerator.save_state(work.keeping.folder)
                 watch.kept()
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # as above
+        release(work.model)
 
 
 def _afresh(loop: Loop) -> Loop:

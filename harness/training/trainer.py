@@ -99,6 +99,8 @@ class EvaluatingTrainer(Trainer):
     def _kept(self, logits: Any, labels: Any) -> Any:
         """What it keeps of a batch: a tensor, or a tuple of several."""
         outputs = logits if isinstance(logits, tuple) else (logits,)  # behind them stand hidden states, where there are
+        if self._work.train.compile:  # CUDA graphs write the next batch's outputs where those of this one are
+            outputs = tuple(one.clone() for one in outputs[: len(self._work.task.outputs)])
         kept = self._work.task.kept(outputs[: len(self._work.task.outputs)], self._named(labels))
         return kept[0] if len(kept) == 1 else kept
 
