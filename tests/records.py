@@ -117,7 +117,7 @@ def steps(*losses: float, **columns: Any) -> Steps:
 def clocked(seconds: Sequence[float], samples: Sequence[int], between: Sequence[float] = ()) -> dict[str, Any]:
     """What a second clock and the model say of steps that took so many seconds, one right after the other."""
     began, now = [], 100.0
-    for one, rest in zip_longest(seconds, between, fillvalue=0.0):
+    for one, rest in zip_longest(seconds, between[: len(seconds)], fillvalue=0.0):
         began.append(now)
         now += one + rest
     ended = tuple(start + one for start, one in zip(began, seconds, strict=True))
@@ -185,7 +185,7 @@ PROBES: dict[str, dict[str, Any]] = {
     "accumulation": {"terms": [3, 2], "loss": [0.7, 0.7], "gradient": 2e-7, "scale": 1.0},
     "saved": {"failed": "", "weights": [], "logits": 0.0, "tokens": [], "settings": []},
     "prior": {"causal": False, "vocabulary": 30522, "predictions": 146, "loss": 2.9, "permuted": 11.4},
-    "resumed": RESUMED,
+    "resumed": {"reason": "no checkpoint is declared: see train.resume_at"},
     "evaluation": {
         "examples": [1, 2, 3, 0],
         "sizes": [2, 3],

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from records import ADAPTED, HEALTHY, batch, case, parameter, record, trained
+from records import ADAPTED, HEALTHY, RESUMED, batch, case, parameter, record, trained
 
 from harness.laws import LAWS, Verdict, judge, judge_together
 from harness.record import Batch, Example, Record, Steps
@@ -301,7 +301,8 @@ NEEDS = {
 def test_missing_evidence_is_never_accepted(missing: set[str]) -> None:
     """Whatever is missing from a record, no law raises, and none that needs it says that it held."""
     fields = {name: PARTS[name] for name in missing}
-    bare = HEALTHY.model_copy(update=fields)
+    resumed = {"probes": {**HEALTHY.probes, "resumed": RESUMED}}
+    bare = HEALTHY.model_copy(update=resumed | fields)
     others = [case(name, bare) for name in ("cpu-custom", "cpu-trainer", "cuda-custom")]
     for found in (*judge(bare), *judge_together(others)):
         holds = found.law not in (*OF_TOKENS, *OF_ADAPTERS, *OF_CHOICES) and not missing & NEEDS[found.law]

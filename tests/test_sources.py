@@ -45,7 +45,7 @@ def write(folder: Path, name: str, texts: list[Any] = TEXTS, labels: list[Any] =
 
 def declared(folder: Path, **said: Any) -> Settings:
     """Settings of an experiment in that folder with this data."""
-    folders = {"files": folder, "dataset": folder}
+    folders = {"data.files": folder, "data.dataset": folder}
     checkpoint = {"architecture": "bert", "size": "tiny"}
     return Settings.model_validate(
         {"checkpoint": checkpoint, "device": "cpu", "data": said}, context={"folders": folders}
