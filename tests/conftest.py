@@ -12,5 +12,6 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     """A project of its own, whose cases a fake engine answers."""
     tests = Path(__file__).parent  # and the harness beside them, wherever another one is installed
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tests, tests.parent))))
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # where the tests are distributed, those within are not
+        monkeypatch.delenv(name, raising=False)
     return Project(pytester)

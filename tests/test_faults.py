@@ -49,6 +49,9 @@ STILL = both(
     backbone_changes="none of 39 backbone parameters moved",
 )
 
+PILED_UP: Red = {"loops_agree": "gradient norm"}
+"""The Trainer clears the gradients of all parameters, an optimizer of its own alone."""
+
 IN_THE_TRAINING: dict[str, Red] = {
     "nothing": {},
     "mask_dropped": both(padding_mask_correct="no attention_mask among the model's arguments"),
@@ -79,12 +82,14 @@ IN_THE_TRAINING: dict[str, Red] = {
     ),
     "backbone_not_in_the_optimizer": both(
         backbone_changes="none of 39 backbone parameters moved", loss_decreases="expected at most"
-    ),
+    )
+    | PILED_UP,
     "layer_not_in_the_optimizer": both(
         backbone_changes="15 of 39 backbone parameters did not move: bert.encoder.layer.0"
-    ),
+    )
+    | PILED_UP,
     "optimizer_never_steps": STILL,
-    "optimizer_holds_copies": STILL,
+    "optimizer_holds_copies": STILL | PILED_UP,
     "learning_rate_0": {**STILL, **both(loss_decreases="the learning rate is 0 at every step")},
     "loss_climbed": both(loss_decreases="it rises"),
     "nan_in_both": both(loss_finite="loss is nan at step 4 of 12"),

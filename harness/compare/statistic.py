@@ -149,7 +149,8 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, floa
     first, second = numpy.triu_indices(len(values))
     middles = numpy.sort((values[first] + values[second]) / 2)
 
-    outside = _rejected(values, middles)
+    # From both ends: where differences are of one size they may not be the same, and sides could not be exchanged.
+    outside = min(_rejected(values, middles), _rejected(-values, -middles[::-1]))
     low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
     return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
 
