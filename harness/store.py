@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,8 +19,9 @@ if TYPE_CHECKING:  # a run without experiments names its store, and no more
 
 
 def new_run() -> str:
-    """Name a run so that names sort by time: ``20260131T120000Z-3f9a``."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    """Name a run so that names sort by time: ``20260131T120000Z-3f9a``, its second and a fraction of it in 65536ths."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond * 2**16 // 10**6:04x}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -245,7 +244,6 @@ def test_the_command(accepting: Project, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["baseline", "accept", reports, "--reason", " ", *to(accepting)]) == 1
     before = path.read_text()
     accepting.engine("answers={'cpu-custom': crashed, 'cpu-trainer': quick}", QUICK)
-    time.sleep(1.1)  # runs are ordered by the second in which they began
     accepting.run("experiments")
     capsys.readouterr()
     assert main(["baseline", "accept", reports, "--reason", "worse", *to(accepting)]) == 1

@@ -144,7 +144,8 @@ def test_parts_of_a_run_are_files_of_their_own(tmp_path: Path) -> None:
 
 def test_names_of_runs_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is called after its second, in UTC, with something that tells two of one second apart."""
-    times = [datetime(year, 2, 3, 4, 5, 6, tzinfo=UTC) for year in (2025, 2026)]
+    times = [datetime(2025, 2, 3, 4, 5, 6, micro, tzinfo=UTC) for micro in (70, 900_000)]
+    times += [datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)]
 
     class Clock:
         now = iter(times).__next__
@@ -156,7 +157,7 @@ def test_names_of_runs_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(store, "datetime", type("datetime", (), {"now": Clock.at}))
 
-    names = [new_run(), new_run()]
+    names = [new_run(), new_run(), new_run()]
 
     assert names == sorted(names)
     assert re.fullmatch(r"20250203T040506Z-[0-9a-f]{4}", names[0])
