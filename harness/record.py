@@ -411,6 +411,27 @@ class Efficiency(Part):
     """Why there are no figures."""
 
 
+class Counters(Part):
+    """What a step does, counted in one of a short further training: the same again on the same versions, whatever else
+    the machine does.
+    """
+
+    operators: int | None = None
+    """Operators that torch dispatched below autograd, in both passes, the optimizer's step and the loop."""
+    moved_bytes: int | None = None
+    """Read and written by them, each by itself, caches or not; views move nothing."""
+    saved_bytes: int | None = None
+    """What autograd keeps for the backward passes: each storage once, without parameters and buffers."""
+    host_waits: int | None = None
+    """Times the host asks for a value of the device; on a processor, where that is free, too."""
+    kernels: int | None = None
+    """Launched on a CUDA device; none elsewhere."""
+    peak_bytes: int | None = None
+    """The most that torch's allocator had handed out on a CUDA device; none elsewhere."""
+    reason: str = ""
+    """Why there are no figures."""
+
+
 class Memory(Part):
     """The most memory the training held at once."""
 
@@ -538,6 +559,7 @@ class Record(Part):
     compilation: Compilation | None = None
     """Where `train.compile` is declared."""
     memory: Memory = Memory()
+    counters: Counters = Counters()
     efficiency: Efficiency = Efficiency()
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""

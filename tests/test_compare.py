@@ -15,7 +15,7 @@ from records import HEALTHY, case, clocked, record
 from harness.__main__ import main
 from harness.compare import Comparison, NotComparable, Table, compare, side_by_side
 from harness.compare.loss import losses
-from harness.record import Environment, Memory, Record
+from harness.record import Compilation, Counters, Efficiency, Environment, Flops, Memory, Record
 from harness.report import comparison_json, comparison_markdown, comparison_text
 
 STEPS = 43
@@ -578,3 +578,93 @@ if __name__ == "__main__":
     for name, found in FOUND.items():
         for suffix, printer in PRINTERS.items():
             (GOLDENS / f"{name}{suffix}").write_text(printer(found()).rstrip() + "\n", encoding="utf-8")
+
+
+# What is counted, and what is neither counted nor clocked step by step
+
+
+COUNTERS = Counters(operators=812, moved_bytes=10**9, saved_bytes=2**20, host_waits=1)
+
+
+def test_a_count_that_has_changed_is_told_exactly() -> None:
+    """Both numbers, to the last one, whatever the times say; what is the same is not in the way."""
+    more = COUNTERS.model_copy(update={"operators": 813, "host_waits": 3})
+    base, new = in_turns(1, counters=more)
+    base = [record(one, counters=COUNTERS) for one in base]
+    found = compare(base, new)
+    pair = only(found)
+
+    assert [(one.name, one.base, one.new, one.outcome) for one in pair.measures if one.exact] == [
+        ("operators", 812, 813, "more"),
+        ("bytes moved", 10**9, 10**9, "equivalent"),
+        ("bytes saved for backward", 2**20, 2**20, "equivalent"),
+        ("host waits", 1, 3, "more"),
+        ("graph breaks", 0, 0, "equivalent"),
+    ]
+    text = comparison_text(found)
+    assert "  operators: 812 to 813, +0.1% more\n" in text
+    assert "  host waits: 1 to 3, 3x more\n" in text
+    assert "bytes moved" not in text
+    assert json.loads(comparison_json(found))["cases"][0]["measures"][3]["name"] == "operators"
+
+
+def test_counts_that_differ_between_runs_of_one_side_decide_nothing() -> None:
+    """They are no counts of the same thing."""
+    base, new = in_turns(2, counters=COUNTERS)
+    counts = COUNTERS, COUNTERS.model_copy(update={"operators": 700})
+    base = [record(one, counters=counted) for one, counted in zip(base, counts, strict=True)]
+    measure = only(compare(base, new)).measure("operators")
+
+    assert (measure.outcome, measure.reason) == ("undecided", "it is another number in each run, 700 to 812")
+
+
+def test_a_count_that_one_side_lacks_is_not_compared() -> None:
+    """As records of an earlier version lack all."""
+    base, new = in_turns(1, counters=COUNTERS)
+    assert only(compare([record(base[0], counters=Counters())], new)).measure("operators") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "outcome"),
+    [
+        ((10.0, 11.0), (13.0, 12.5), "more"),
+        ((10.0, 11.0), (8.0, 9.0), "less"),
+        ((10.0, 10.5), (10.2, 10.9), "equivalent"),
+        ((10.0, 14.0), (11.0, 13.0), "undecided"),
+        ((0.0,), (0.0,), None),
+    ],
+)
+def test_compile_time_counts_where_no_runs_overlap(one: Sequence[float], two: Sequence[float], outcome: str) -> None:
+    """Every run of one side beyond every run of the other by a tenth; nothing where nothing was compiled."""
+    sides = [
+        [trained(at=2 * run + side, steps={"compile_seconds": (each, *(0.0,) * (STEPS - 1))})]
+        for side, times in enumerate((one, two))
+        for run, each in enumerate(times)
+    ]
+    runs = [run for side in sides for run in side]
+    measure = only(compare(runs[: len(one)], runs[len(one) :])).measure("compile time")
+
+    assert (measure.outcome if measure else None) == outcome
+    assert not any(pair.fails for pair in compare(runs[: len(one)], runs[len(one) :]).pairs)
+
+
+def test_graph_breaks_are_compared() -> None:
+    """As they were counted while the model was compiled."""
+    whole = Compilation(backend="inductor", graphs=1)
+    broken = Compilation(backend="inductor", graphs=3, breaks={"call to item()": 2})
+    found = compare([trained(compilation=whole)], [trained(at=1, compilation=broken)])
+
+    assert only(found).measure("graph breaks").new == 2
+    assert "  graph breaks: 0 to 2, more\n" in comparison_text(found)
+
+
+def test_mfu_is_compared() -> None:
+    """Of the same operations in twice the time it is half."""
+    shapes = {"shapes": (((2, 6),),) * STEPS}
+    efficiency = Efficiency(flops=(Flops(shape=(2, 6), forward=10**9, backward=2 * 10**9),), ceiling=1e11)
+    base, new = (trained(times=times, at=times, steps=shapes, efficiency=efficiency) for times in (1.0, 2.0))
+    measure = only(compare([base], [new])).measure("MFU")
+
+    assert measure.outcome == "less"
+    assert measure.base == pytest.approx(0.3, rel=0.02)
+    assert measure.new == pytest.approx(0.15, rel=0.02)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
@@ -27,6 +27,21 @@ MARGIN = 0.03
 EXACT = 0.01
 """Share by which peak memory may differ: torch's allocator counts every byte, and rounds sizes up to blocks."""
 
+COUNTS: dict[str, str] = {
+    "operators": "operators",
+    "bytes moved": "moved_bytes",
+    "bytes saved for backward": "saved_bytes",
+    "host waits": "host_waits",
+    "kernels": "kernels",
+    "bytes allocated": "peak_bytes",
+}
+"""The field of each thing that is counted in a step."""
+
+APART = 0.1
+"""Share by which figures must differ, whichever of their runs are taken, that are measured but not clocked step by
+step: compiling takes that much longer or shorter by chance, and the ceiling of a machine comes out that much different.
+"""
+
 RESIDENT = 0.1
 """The same of a process, which also holds what the allocator of the system and other cases have not given back."""
 
@@ -35,16 +50,19 @@ RESIDENT = 0.1
 class Measure:
     """One figure of a case on both sides."""
 
-    name: Literal["step time", "processor time", "peak memory"]
+    name: str
     """The clock on the wall; the time that the process had a processor, which others cannot take from it."""
     outcome: Outcome
     base: float | None = None
-    """Seconds for a real token (a sample where no tokens are known), or bytes: the median over the runs."""
+    """Seconds for a real token (a sample where no tokens are known), bytes, or what else it is: the median over the
+    runs."""
     new: float | None = None
     shift: Shift | None = None
     """Ratio and interval; none of memory, which is one number a run."""
     reason: str = ""
     """Why it is undecided, and what would decide it."""
+    exact: bool = False
+    """It is counted, and the same in each run: any difference is one of the code."""
 
 
 def step_time(base: Sequence[Record], new: Sequence[Record], margin: float) -> Measure | None:
@@ -54,8 +72,59 @@ def step_time(base: Sequence[Record], new: Sequence[Record], margin: float) -> M
 
 def measures(base: Sequence[Record], new: Sequence[Record], margin: float) -> tuple[Measure, ...]:
     """Every figure that both sides have, each judged alone."""
-    found = [*(_time(base, new, name, margin) for name in TIMES), _memory(base, new)]
+    found = [*(_time(base, new, name, margin) for name in TIMES), _memory(base, new), *_others(base, new)]
     return tuple(measure for measure in found if measure is not None)
+
+
+def _others(base: Sequence[Record], new: Sequence[Record]) -> Iterator[Measure | None]:
+    """What is counted in a step, what compiling took, and how much of the device is used."""
+    for name, field in COUNTS.items():
+        yield _count(name, *([getattr(run.counters, field) for run in side] for side in (base, new)))
+    yield _count("graph breaks", *([_breaks(run) for run in side] for side in (base, new)))
+    yield _apart("compile time", *([_compile_seconds(run) for run in side] for side in (base, new)))
+    yield _apart("MFU", *([_utilisation(run) for run in side] for side in (base, new)))
+
+
+def _count(name: str, base: Sequence[int | None], new: Sequence[int | None]) -> Measure | None:
+    """Both numbers, to the last one. Runs of one side that do not agree have not counted the same thing."""
+    if None in base or None in new:
+        return None
+    one, two = ({float(each) for each in side if each is not None} for side in (base, new))
+    if len(one) > 1 or len(two) > 1:
+        varying = sorted(one if len(one) > 1 else two)
+        reason = f"it is another number in each run, {varying[0]:.0f} to {varying[-1]:.0f}"
+        return Measure(name, "undecided", reason=reason, exact=True)
+    (first,), (second,) = one, two
+    outcome: Outcome = "equivalent" if first == second else "more" if second > first else "less"
+    return Measure(name, outcome, first, second, exact=True)
+
+
+def _apart(name: str, base: Sequence[float | None], new: Sequence[float | None]) -> Measure | None:
+    """More or less where every run of one side is by `APART` beyond every run of the other."""
+    one, two = ([each for each in side if each] for side in (base, new))
+    if len(one) < len(base) or len(two) < len(new):
+        return None
+    first, second = median(one), median(two)
+    if min(two) > max(one) * (1 + APART):
+        return Measure(name, "more", first, second)
+    if min(one) > max(two) * (1 + APART):
+        return Measure(name, "less", first, second)
+    if max(*one, *two) <= min(*one, *two) * (1 + APART):
+        return Measure(name, "equivalent", first, second)
+    return Measure(name, "undecided", first, second, reason="runs of both sides are as far apart as the sides are")
+
+
+def _breaks(run: Record) -> int | None:
+    return None if run.compilation is None else sum(run.compilation.breaks.values())
+
+
+def _compile_seconds(run: Record) -> float:
+    return math.fsum(run.steps.compile_seconds)
+
+
+def _utilisation(run: Record) -> float | None:
+    speed = throughput(run)
+    return None if isinstance(speed, NotMeasured) else speed.utilisation
 
 
 def judged(measure: Measure, probability: float, margin: float, together: int = 1) -> Measure:

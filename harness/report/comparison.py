@@ -20,6 +20,10 @@ FORMAT = 1
 """The number of the JSON; fields may be added without a new one."""
 
 
+COLUMNS = ("step time", "processor time", "peak memory")
+"""Figures that stand in the table; of the others those that have changed stand below it."""
+
+
 def comparison_text(found: Found) -> str:
     """The table, what is behind it, and a line that sums up."""
     headers, rows = _table(found)
@@ -83,7 +87,8 @@ def _overall(found: Found) -> str:
 def _table(found: Found) -> tuple[list[str], list[list[str]]]:
     if isinstance(found, Table):
         return ["case", *found.columns, "losses"], [_row(row) for row in found.rows]
-    names = tuple(dict.fromkeys(measure.name for pair in found.pairs for measure in pair.measures))
+    known = (measure.name for pair in found.pairs for measure in pair.measures)
+    names = tuple(dict.fromkeys(name for name in known if name in COLUMNS))
     rows = [
         [pair.case, pair.verdict, *(_measure(pair.measure(name)) for name in names), pair.losses.outcome]
         for pair in found.pairs
@@ -124,6 +129,15 @@ def _measure(measure: Measure | None) -> str:
     return measure.outcome
 
 
+def _number(value: float | None, measure: Measure) -> str:
+    """In full where it is counted."""
+    if value is None:
+        return "-"
+    if measure.exact:
+        return f"{value:.0f}"
+    return f"{value:.1%}" if measure.name == "MFU" else f"{value:.2f} s"
+
+
 def _change(ratio: float) -> str:
     """``+5.2%``; a time that is several times as long as a factor."""
     return f"{ratio:.3g}x" if ratio >= 2 else f"{ratio - 1:+.1%}"
@@ -147,12 +161,18 @@ def _details(found: Found) -> list[list[str]]:
 
 def comparison_lines(pair: Pair) -> list[str]:
     """Everything that is to be said of one case: its figures, and what is behind them."""
-    figures = [f"{measure.name} {_measure(measure)}" for measure in pair.measures]
+    figures = [f"{measure.name} {_measure(measure)}" for measure in pair.measures if measure.name in COLUMNS]
     return [*figures, *_behind(pair)]
 
 
 def _behind(pair: Pair) -> list[str]:
-    lines = [f"{measure.name}: {measure.reason}" for measure in pair.measures if measure.reason]
+    told = [one for one in pair.measures if one.reason and (one.name in COLUMNS or one.exact)]
+    lines = [f"{measure.name}: {measure.reason}" for measure in told]
+    lines += [
+        f"{measure.name}: {_number(measure.base, measure)} to {_number(measure.new, measure)}, {_measure(measure)}"
+        for measure in pair.measures
+        if measure.name not in COLUMNS and measure.outcome in ("more", "less")
+    ]
     if pair.losses.outcome != "same":
         lines.append(f"loss {pair.losses.outcome}: {pair.losses.message}")
     if pair.verdict.endswith("loss") and pair.speed == "faster":

@@ -23,6 +23,7 @@ from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
 from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, resume, workload
 from harness.training.compilation import Compiling
+from harness.training.counting import counters
 from harness.training.efficiency import efficiency
 from harness.training.evaluation import EVALUATIONS
 from harness.training.fault import HEALTHY, Fault, Patch
@@ -125,6 +126,7 @@ def _stages(
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read()
     evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"])
+    evidence["counters"] = counters(work)
     evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
     evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}

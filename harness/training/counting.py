@@ -1,0 +1,217 @@
+"""What a step does, in numbers that no other process changes: counted in further steps of the loop, on a copy."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.record import Counters
+from harness.training import devices
+from harness.training.data import Drawn
+from harness.training.resume import NOWHERE
+from harness.training.twin import copied
+from harness.training.workload import Workload, keep_layers
+
+COUNTED = 1
+"""The step that is counted, from 0: the first makes what all others use, such as the state of the optimizer."""
+
+LAUNCHES = 2
+"""The step in which kernels are counted, where there is a device that is launched on: a profiler is in the way of other
+counts."""
+
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
+"""Operators that hand a number of the device to the host, or make a tensor whose size only the device knows."""
+
+
+def counters(work: Workload) -> Counters:
+    """Operators, bytes and waits of the second step of the same loop over the same batches.
+
+    What cannot be counted has its reason in the place of figures.
+    """
+    if work.fault is not None:
+        return Counters(reason="not counted where a fault is seeded")
+    if work.train.compile:
+        return Counters(reason="not counted where steps are compiled: what is compiled dispatches no operators")
+    try:
+        return _counted(work)
+    except Exception as error:  # whatever a model does under a dispatch mode: the training is not to blame
+        return Counters(reason=f"{type(error).__name__}: {error}"[:500])
+
+
+def _counted(work: Workload) -> Counters:
+    from harness.training.loops import LOOPS  # which tell a watch of their steps
+
+    on_cuda = work.device.torch.type == "cuda"
+    model = copied(work.model)
+    keep_layers(model)  # the loop itself lets them be computed again
+    model.zero_grad()
+    train = work.train.model_copy(update={"steps": (LAUNCHES if on_cuda else COUNTED) + 1, "epochs": None})
+    own = replace(work, model=model, train=train, split=None, drawn=Drawn(), keeping=NOWHERE)
+    counting = Counting(work.device, model)
+    with torch.random.fork_rng(devices=[work.device.torch] if on_cuda else []), work.products(), _little_garbage():
+        try:
+            LOOPS[train.loop](own, counting)
+        finally:
+            counting.close()
+    return counting.found()
+
+
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Let who collects garbage look at new objects alone: Accelerate does at each end, and all of torch takes long."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class Counting:
+    """Told of the steps of a loop, counts what one of them does, and in another what is launched."""
+
+    def __init__(self, device: devices.Device, model: Any) -> None:
+        self._device = device
+        self._dispatched = Dispatched()
+        self._saved = Saved(model)
+        self._profile: Any = None
+        self._step = 0
+        self._counting = ExitStack()
+        self._peak_bytes: int | None = None
+        self._kernels: int | None = None
+
+    def begin(self, optimizer: Any, scaler: Any = None) -> None:
+        """The first step is not counted."""
+
+    def kept(self) -> None:
+        """No checkpoint is written."""
+
+    def evaluate(self, evaluation: Callable[[], Any]) -> None:
+        """Evaluations are no part of a step."""
+
+    def step_done(self, loss: Any, norm: Any = None) -> None:
+        """End what counts the step, begin what counts the next."""
+        self.close()
+        self._step += 1
+        if self._step == COUNTED:
+            self._counting.callback(self._read_peak)
+            self._reset_peak()
+            self._counting.enter_context(self._saved.following(self._dispatched))
+            self._counting.enter_context(self._dispatched)
+        elif self._step == LAUNCHES and self._device.torch.type == "cuda":
+            self._counting.callback(self._read_kernels)
+            self._profile = self._counting.enter_context(_launches())
+
+    def close(self) -> None:
+        """Count no longer."""
+        self._counting.close()
+
+    def found(self) -> Counters:
+        """All that was counted."""
+        return Counters(
+            operators=self._dispatched.operators,
+            moved_bytes=self._dispatched.moved_bytes,
+            host_waits=self._dispatched.host_waits,
+            saved_bytes=self._saved.bytes,
+            kernels=self._kernels,
+            peak_bytes=self._peak_bytes,
+        )
+
+    def _reset_peak(self) -> None:
+        if self._device.torch.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device.torch)
+
+    def _read_peak(self) -> None:
+        if self._device.torch.type == "cuda":
+            self._peak_bytes = torch.cuda.max_memory_allocated(self._device.torch)
+
+    def _read_kernels(self) -> None:
+        self._kernels = kernels(self._profile.events())
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operators below autograd: those of both passes, of the optimizer and of the loop itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+        self.moved_bytes = 0
+        """Read and written by operators, each by itself: what one leaves in a cache for the next is counted, too."""
+        self.host_waits = 0
+        """Operators after which the host has a number of the device; on a processor those that would wait elsewhere."""
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count it, and let it run."""
+        result = func(*args, **(kwargs or {}))
+        if not self.paused:
+            self.operators += 1
+            if not func.is_view:
+                self.moved_bytes += _bytes((args, kwargs)) + _bytes(result)
+            self.host_waits += waits(func, args, kwargs or {}, result)
+        return result
+
+
+def waits(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether the host has to wait for the device to run it."""
+    if func.overloadpacket.__name__ in READS:
+        return True
+    if kwargs.get("non_blocking") or not isinstance(result, torch.Tensor) or result.device.type != "cpu":
+        return False
+    return any(isinstance(one, torch.Tensor) and one.device.type not in ("cpu", "meta") for one in args)
+
+
+class Saved:
+    """Bytes that autograd keeps for the backward passes: each storage once, and none that the model has anyway."""
+
+    def __init__(self, model: Any) -> None:
+        self._known = {_storage(one): 0 for one in (*model.parameters(), *model.buffers())}
+
+    @property
+    def bytes(self) -> int:
+        """Of all micro-batches of the step together."""
+        return sum(self._known.values())
+
+    def following(self, dispatched: Dispatched) -> saved_tensors_hooks:
+        """What is saved while this is entered; it is no operator of the step."""
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            dispatched.paused = True
+            # A reference to the storage that does not keep it alive, and lets no other be at its address.
+            self._known.setdefault(_storage(tensor), tensor.untyped_storage().nbytes())
+            kept = tensor.detach()  # itself would be a circle where it is the operator's own result
+            dispatched.paused = False
+            return kept
+
+        return saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def _storage(tensor: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def _bytes(values: Any) -> int:
+    return sum(one.numel() * one.element_size() for one in tree_leaves(values) if isinstance(one, torch.Tensor))
+
+
+def _launches() -> Any:
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    return torch.profiler.profile(activities=activities)
+
+
+def kernels(events: Any) -> int:
+    """How many of a profiler's events are kernels that ran on a device: neither copies nor ranges that bear a name."""
+    return sum(
+        event.device_type is torch.autograd.DeviceType.CUDA
+        and not event.is_user_annotation
+        and not event.name.startswith(("Memcpy", "Memset"))
+        for event in events
+    )
