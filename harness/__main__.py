@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0 if all is well, 1 if something is wrong, 2 for bad usage."""
+    """Run a command.
+
+    The exit status is 0 if all is well, 1 if something was looked at and found wrong, 2 if it could not be looked at:
+    bad usage, nothing to read, runs that are not alike.
+    """
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `harness plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 2
     except (HarnessError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     return status
 
 
@@ -115,6 +119,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     accept.set_defaults(command=_accept)
 
+    export = commands.add_parser("export", help="print figures of stored records for other tools")
+    export.add_argument(
+        "addresses", nargs="*", default=["reports"], metavar="ADDRESS", help="as for compare (default: reports)"
+    )
+    export.add_argument("--format", required=True, choices=("github-action-benchmark", "bencher"), help="whose")
+    export.add_argument(
+        "--better",
+        choices=("bigger", "smaller"),
+        help="of github-action-benchmark, which figures: rates (bigger, its customBiggerIsBetter; the default), or "
+        "times, memory and losses (smaller, its customSmallerIsBetter)",
+    )
+    export.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    export.set_defaults(command=_export)
+
     report = commands.add_parser("report", help="judge stored records again and remake the report")
     report.add_argument(
         "paths",
@@ -157,7 +175,7 @@ def _plan(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         status = pytest.main(["--collect-only", *devices, *map(str, options.paths)], plugins=[planned])
     if status == pytest.ExitCode.USAGE_ERROR:  # pytest itself has said it
-        return 1
+        return 2
     if status == pytest.ExitCode.INTERNAL_ERROR:
         raise HarnessError(output.getvalue())
     for name in planned.cases:
@@ -313,7 +331,7 @@ def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) 
 
 
 def _accept(options: argparse.Namespace) -> int:
-    """0 if every case has its baseline, 1 if one was refused."""
+    """0 if every case has its baseline, 1 if one was refused, 2 if there is none to accept."""
     from harness import store
     from harness.compare import baseline
 
@@ -323,11 +341,35 @@ def _accept(options: argparse.Namespace) -> int:
     old = baseline.read(options.baseline) if options.baseline.exists() else baseline.Baselines()
     accepted = baseline.accept(old, [record for reading in readings for record in reading.records], options.reason)
     problems = [problem for reading in readings for problem in reading.problems]
-    print("\n".join([*problems, *(f"refused: {why}" for why in accepted.refused)]), file=sys.stderr)
+    for line in [*problems, *(f"refused: {why}" for why in accepted.refused)]:
+        print(line, file=sys.stderr)
     if accepted.names:
         options.baseline.write_text(accepted.baselines.to_text(), encoding="utf-8")
     print(f"{options.baseline}: {count(len(accepted.names), 'baseline')} accepted, {len(accepted.refused)} refused")
-    return 1 if accepted.refused or not accepted.names else 0
+    return 1 if accepted.refused else 0 if accepted.names else 2
+
+
+def _export(options: argparse.Namespace) -> int:
+    """0 if there are figures, 2 if there are none."""
+    from harness import store
+    from harness.report.export import bencher, export, github_action_benchmark
+
+    if options.better and options.format == "bencher":
+        raise HarnessError("--better: found with --format bencher, whose files hold all figures")
+    readings = [store.load(address) for address in options.addresses]
+    found = export(record for reading in readings for record in reading.records)
+    for line in [*(problem for reading in readings for problem in reading.problems), *found.notes]:
+        print(line, file=sys.stderr)
+    wanted = ("bigger", "smaller") if options.format == "bencher" else (options.better or "bigger",)
+    figures = [one for one in found.figures if one.better in wanted]
+    if not figures:
+        raise HarnessError(f"{', '.join(options.addresses)}: no figures to export")
+    page = bencher(figures) if options.format == "bencher" else github_action_benchmark(figures)
+    if options.output is None:
+        print(page, end="")
+    else:
+        options.output.write_text(page, encoding="utf-8")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -343,7 +385,7 @@ def _report(options: argparse.Namespace) -> int:
     if not reading.records:
         where = ", ".join(map(str, options.paths)) or "reports"
         print("\n".join([*reading.problems, f"{where}: found no records, expected records/*.jsonl"]), file=sys.stderr)
-        return 1
+        return 2
     if options.laws:
         page = laws_markdown(reading.records)
     else:

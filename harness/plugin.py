@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # what a run without experiments should not have to import
     from harness.compare.baseline import Baselines
     from harness.engines import Engine
     from harness.errors import InvalidExperiment
+    from harness.experiment.line import Lines
+    from harness.github import Actions
     from harness.laws import Law, Verdict
     from harness.plan import Case
     from harness.record import Record
@@ -32,6 +34,7 @@ STORE: pytest.StashKey[Store] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 SUMMARY: pytest.StashKey[Summary] = pytest.StashKey()
 BASELINES: pytest.StashKey[Baselines] = pytest.StashKey()
+ACTIONS: pytest.StashKey[Actions] = pytest.StashKey()
 
 SUFFIXES = (".yaml", ".yml")
 EXPERIMENT_FILES = ("experiments/*.yaml", "experiments/*.yml", "*/experiments/*.yaml", "*/experiments/*.yml")
@@ -98,6 +101,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[BASELINES] = _baselines(config.invocation_params.dir / given)
     if _reports(config).exists() and not _reports(config).is_dir():
         raise pytest.UsageError(f"--reports: found {_reports(config)}, which is a file, expected a folder")
+    if os.environ.get("GITHUB_ACTIONS") == "true" and not hasattr(config, "workerinput"):
+        from harness.github import Actions
+
+        config.stash[ACTIONS] = Actions.of(config.rootpath, os.environ)
+        config.pluginmanager.register(config.stash[ACTIONS], "finetune-github")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -250,6 +258,13 @@ class ExperimentFile(pytest.Module):
             if law.axis is not None and law.name in _laws_on(self.cases) and _varies(law.axis, self.cases):
                 yield _item(self, law.name, _law_function(law), law, self.cases)
 
+    @cached_property
+    def lines(self) -> Lines:
+        """Where the file says what; read again, for most runs never ask."""
+        from harness.experiment.line import Lines
+
+        return Lines.read(self.path)
+
     def teardown(self) -> None:
         """The file's last item is done."""
         _session(self.config).forget(self.cases)
@@ -339,6 +354,8 @@ class ExperimentItem(pytest.Function):
 
     def runtest(self) -> None:
         """Fail for a case that crashed, or judge."""
+        if isinstance(self.parent, CaseNode):
+            self._tell(self.records[0])
         for record in self.records:
             crashed = record.outcome in ("crashed", "out of memory") and "trains" not in record.expect_broken
             if crashed and record.name in self.answers_for:
@@ -346,8 +363,20 @@ class ExperimentItem(pytest.Function):
         super().runtest()
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """It comes from the experiment, not from the module of the law."""
-        return self.path, 0, self.name
+        """It comes from the experiment, from the line that says what the law is about."""
+        from harness.laws.place import keys
+
+        file = self.getparent(ExperimentFile)
+        assert file is not None
+        values = dict(self.cases[0].values) if len(self.cases) == 1 else {}
+        return self.path, file.lines.of(keys(self.law) if self.law is not None else (), values) - 1, self.name
+
+    def _tell(self, record: Record) -> None:
+        """Leave properties for JUnit, as `record_property` does: every item its case, one of them all figures."""
+        from harness.report.junit import figures, identity
+
+        known = identity(record) + (figures(record) if record.name in self.answers_for else ())
+        self.user_properties += [each for each in known if each not in self.user_properties]
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -578,13 +607,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if SESSION in config.stash:
         config.stash[SESSION].close()
-    if hasattr(config, "workerinput") or STORE not in config.stash or not config.stash[STORE].files:
+    if hasattr(config, "workerinput"):
         return
-    from harness.report import markdown, summarise
+    if STORE in config.stash and config.stash[STORE].files:
+        from harness.report import markdown, summarise
 
-    reading = config.stash[STORE].read()
-    config.stash[SUMMARY] = summary = summarise(reading.records, reading.problems)
-    (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
+        reading = config.stash[STORE].read()
+        config.stash[SUMMARY] = summary = summarise(reading.records, reading.problems)
+        (_reports(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
+    if ACTIONS in config.stash:
+        config.stash[ACTIONS].write(config.stash.get(SUMMARY, None))
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-benchmark's raises where a benchmark has regressed
@@ -596,3 +628,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("fine-tuning")
         terminalreporter.write_line(terminal(config.stash[SUMMARY]))
         terminalreporter.write_line(f"report: {os.path.relpath(_reports(config) / 'latest.md')}")
+    if ACTIONS in config.stash:
+        for command in config.stash[ACTIONS].commands(config.stash.get(SUMMARY, None)):
+            terminalreporter.write_line(command)

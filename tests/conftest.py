@@ -12,6 +12,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Proje
     """A project of its own, whose cases a fake engine answers."""
     tests = Path(__file__).parent  # and the harness beside them, wherever another one is installed
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tests, tests.parent))))
-    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # where the tests are distributed, those within are not
+    # Where the tests are distributed, or run by GitHub, those within are not.
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
     return Project(pytester)

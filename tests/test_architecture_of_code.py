@@ -16,6 +16,7 @@ ROOT = Path(harness.__file__).parent
 LAYERS = (
     ("__main__",),
     ("plugin",),
+    ("github",),
     ("session",),
     ("hooks",),
     ("report", "journal"),

@@ -241,7 +241,7 @@ def test_the_command(accepting: Project, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.endswith(f"{path}: 2 baselines accepted, 0 refused\n")
     assert [line["before"][0]["reason"] for line in map(json.loads, path.read_text().splitlines())] == ["first"] * 2
     assert main(["compare", str(path), reports]) == 0
-    assert main(["baseline", "accept", reports, "--reason", " ", *to(accepting)]) == 1
+    assert main(["baseline", "accept", reports, "--reason", " ", *to(accepting)]) == 2
     before = path.read_text()
     accepting.engine("answers={'cpu-custom': crashed, 'cpu-trainer': quick}", QUICK)
     accepting.run("experiments")
@@ -251,4 +251,4 @@ def test_the_command(accepting: Project, capsys: pytest.CaptureFixture[str]) -> 
     assert printed.err == "refused: experiments/a.yaml::cpu-custom: crashed: ValueError: a broken thing\n"
     assert printed.out == f"{path}: 1 baseline accepted, 1 refused\n"
     assert path.read_text().splitlines()[0] == before.splitlines()[0]
-    assert main(["baseline", "accept", str(accepting.path / "none"), "--reason", "x", *to(accepting)]) == 1
+    assert main(["baseline", "accept", str(accepting.path / "none"), "--reason", "x", *to(accepting)]) == 2

@@ -92,7 +92,7 @@ def test_a_reader_that_goes_away_is_no_error(
     done = subprocess.run(command, cwd=project.path, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
 
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 # check
@@ -125,7 +125,7 @@ def test_check_prints_every_mistake(project: Project, run: Harness) -> None:
 @pytest.mark.parametrize("command", ["check", "plan"])
 def test_a_path_that_is_not_there_is_named(run: Harness, command: str) -> None:
     """It is an error with the path, and nothing else is done."""
-    assert run(command, "nowhere") == (1, "", "nowhere: no such file or folder\n")
+    assert run(command, "nowhere") == (2, "", "nowhere: no such file or folder\n")
 
 
 def test_a_folder_without_experiments_is_an_error(project: Project, run: Harness) -> None:
@@ -134,7 +134,7 @@ def test_a_folder_without_experiments_is_an_error(project: Project, run: Harness
 
     status, out, err = run("check", "experiments")
 
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert err == "experiments: found no experiment, expected *.yaml or *.yml files\n"
 
 
@@ -215,7 +215,7 @@ def test_plan_fails_with_a_reason(project: Project, arguments: list[str], confte
 
     done = spawn(project, "plan", *arguments)
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
 
 
@@ -350,13 +350,13 @@ def test_report_uses_whole_lines(kept: Store, run: Harness) -> None:
     ids=["default", "missing", "empty", "torn"],
 )
 def test_report_of_nothing_fails(project: Project, run: Harness, arguments: list[str], said: str) -> None:
-    """Without a single record the status is 1, and every reason is named."""
+    """Without a single record the status is 2, and every reason is named."""
     (project.path / "empty").mkdir()
     project.write("torn.jsonl", '{"format": 1, "exp')
 
     status, out, err = run("report", *arguments)
 
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert err.startswith(said)
 
 
@@ -365,5 +365,5 @@ def test_an_output_that_cannot_be_written_is_named(kept: Store, run: Harness, co
     """It is an error with the path, not a traceback."""
     status, out, err = run(command, "--output", "no/such/folder/out")
 
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert "No such file or directory: 'no/such/folder/out'" in err

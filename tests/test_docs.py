@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness import __main__, experiment
 from harness.laws import LAWS
@@ -32,6 +33,23 @@ def test_every_option_of_pytest_is_documented(name: str) -> None:
 def test_every_option_of_compare_is_documented(option: str) -> None:
     """Options of `harness compare` have their row."""
     assert f"| `{option}`" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "option", ["--format github-action-benchmark", "--format bencher", "--better bigger", "--output FILE"]
+)
+def test_every_option_of_export_is_documented(option: str) -> None:
+    """Options of `harness export` have their row."""
+    assert f"| `{option}`" in (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+
+
+def test_the_inputs_of_the_action_are_documented() -> None:
+    """Each input and output of `action.yml` has its row, with its default."""
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    for name, said in action["inputs"].items():
+        assert f"| `{name}` | `{said['default']}` | " in page or f"| `{name}` | | " in page, name
+    assert [name for name in action["outputs"] if f"| `{name}` | " not in page] == []
 
 
 def test_the_page_of_laws_is_current() -> None:

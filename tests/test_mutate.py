@@ -320,7 +320,7 @@ def test_command_wants_a_healthy_experiment(file: Path, capsys: pytest.CaptureFi
 
 def test_command_knows_its_faults(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name that is none gets the nearest one that is."""
-    assert main(["mutate", str(file), "--only", "loss_negate"]) == 1
+    assert main(["mutate", str(file), "--only", "loss_negate"]) == 2
     assert "loss_negate: no such fault; did you mean 'loss_negated'?" in capsys.readouterr().err
 
 

@@ -53,8 +53,9 @@ def test_collecting_imports_neither_torch_nor_transformers() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-n1"]], ids=["here", "xdist"])
-def test_other_projects_do_not_pay(project: Project, arguments: list[str]) -> None:
-    """A run without experiments imports no part of the harness that imports pydantic or YAML."""
+def test_other_projects_do_not_pay(project: Project, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without experiments imports no part of the harness that imports pydantic or YAML, also in CI."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     project.write("test_ordinary.py", "def test_nothing(): pass\n")
     project.write("data.yaml", "not: ours\n")
     project.write(

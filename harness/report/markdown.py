@@ -31,8 +31,8 @@ def markdown(summary: Summary) -> str:
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _scores(summary),
         _steps(summary),
-        _section("Broken laws", [_broken(finding) for finding in summary.findings]),
-        _section("Left out", [line for row in summary.rows for line in _left_out(row)]),
+        _section("Broken laws", broken_lines(summary)),
+        _section("Left out", left_out_lines(summary)),
         _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
         _section(
             "Time per step over the custom loop's",
@@ -84,6 +84,16 @@ def _costs(summary: Summary) -> str:
 
 def _section(title: str, lines: list[str]) -> str:
     return "\n".join([f"## {title}", "", *lines]) if lines else ""
+
+
+def broken_lines(summary: Summary) -> list[str]:
+    """An item of a list for each broken law, with those that are broken because of it."""
+    return [_broken(finding) for finding in summary.findings]
+
+
+def left_out_lines(summary: Summary) -> list[str]:
+    """An item of a list for each case that did not finish or was not measured."""
+    return [line for row in summary.rows for line in _left_out(row)]
 
 
 def _broken(finding: Finding) -> str:
