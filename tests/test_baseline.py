@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats  # noqa: F401  # a run in this process would forget numpy again, which cannot be imported twice
 from project import Project, messages, outcomes
 from records import PROBES, record
 from test_compare import HERE, STEPS, trained
