@@ -66,7 +66,7 @@ def timed_steps(record: Record) -> tuple[int, ...]:
     What is compiled is tuned, or captured as a CUDA graph, in the runs after that. Where no warm-up is declared it ends
     when steps are steady, by the clock that other processes have least to do with.
     """
-    warmup, timed = record.settings["benchmark.warmup_steps"], record.settings["benchmark.timed_steps"]
+    warmup, timed = record.settings.get("benchmark.warmup_steps"), record.settings.get("benchmark.timed_steps")
     again = AFTER_COMPILING if warmup is None else max(1, warmup)
     first, places = warmup or 0, list[int]()
     for place in range(len(record.steps.seconds)):
@@ -89,7 +89,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
     if not record.finished:
         return NotMeasured(record.reason or record.outcome)
     steps, places = record.steps, timed_steps(record)
-    declared = record.settings["benchmark.warmup_steps"]
+    declared = record.settings.get("benchmark.warmup_steps")
     warmup = places[0] if places else len(steps.seconds) if declared is None else declared
     seconds = tuple(steps.seconds[place] for place in places)
     compiling = sum(second > 0 for second in steps.compile_seconds)

@@ -36,6 +36,13 @@ def test_rates_are_exact() -> None:
     )
 
 
+def test_a_record_that_does_not_say_its_window_has_the_default() -> None:
+    """Settings that a record lacks are what they are where nothing is said: no error."""
+    said = finished(case(steps=40, warmup_steps=None, timed_steps=None))
+    silent = {name: value for name, value in said.settings.items() if not name.startswith("benchmark.")}
+    assert throughput(said.model_copy(update={"settings": silent})) == throughput(said)
+
+
 def test_timed_steps_end_the_window() -> None:
     """`benchmark.timed_steps` leaves out what comes after them."""
     speed = throughput(finished(case(warmup_steps=1, timed_steps=4)))
