@@ -29,6 +29,22 @@ OVERLOADED = 0.75
 ordinary, and shows as a wide range. Beyond three quarters a step takes four times what it takes alone and more: the
 figure is one of the others."""
 
+STOLEN = 0.25
+"""Share of its processors' time that the host of a virtual machine may give to others. Some hundredths are ordinary on
+shared hosts. Beyond a quarter a step takes a third longer and more than on the machine that the record names, in each
+step, so that neither a range nor a repetition shows it; no time that a thread queues for has it in it."""
+
+SHARED = 0.1
+"""Share of the time in which other processes may compute on the GPU, which gives them turns or parts of itself: a
+display takes some hundredths."""
+
+SLOWED = 0.1
+"""Share of the steps at whose end the GPU may be slowed down for heat, power or its hardware: at one moment of a long
+training it is no news, and a median does not feel it."""
+
+METERED = 1.0
+"""Seconds of timed steps below which no energy is told."""
+
 WARM = 2.0
 """By which the first timed step may be longer than any other: from allocating memory and loading kernels it is longer
 by more, and no noise makes the very first one stand out that far."""
@@ -155,6 +171,32 @@ def _processor_was_free(record: Record, places: Sequence[int]) -> str | None:
     return f"the machine was overloaded: in {share:.0%} of the time the loop waited for a processor that others had"
 
 
+def _host_gave_the_processors(record: Record, places: Sequence[int]) -> str | None:
+    """What a virtual machine takes for its processors' time was mostly that."""
+    stolen = record.machine.stolen
+    if stolen is None or stolen <= STOLEN:
+        return None
+    return f"the machine was overloaded: its host gave {stolen:.0%} of the time of its processors to others (steal)"
+
+
+def _gpu_was_not_shared(record: Record, places: Sequence[int]) -> str | None:
+    """No other process computed on it."""
+    shared = record.machine.shared
+    if shared is None or shared <= SHARED:
+        return None
+    return f"the GPU was shared: other processes computed on it in {shared:.0%} of the time"
+
+
+def _gpu_was_not_slowed(record: Record, places: Sequence[int]) -> str | None:
+    """It ran at the clock it is made for."""
+    seen = [record.steps.slowed[place] for place in places if place < len(record.steps.slowed)]
+    slowed = [why for why in seen if why]
+    if len(slowed) <= SLOWED * len(places):
+        return None
+    reasons = ", ".join(sorted(set(slowed)))
+    return f"the GPU was throttled after {len(slowed)} of {len(places)} timed steps: {reasons}"
+
+
 def queued_share(record: Record, places: Sequence[int]) -> float | None:
     """Share of the steps' time in which the loop waited for a processor; none where the kernel does not say."""
     steps = record.steps
@@ -196,6 +238,20 @@ def _not_faster_than_the_device(record: Record, places: Sequence[int]) -> str | 
     return f"{share:.0%} of what the device was measured to be able to: operations or seconds are counted wrong"
 
 
+def joules_per_kilotoken(record: Record, places: Sequence[int]) -> float | None:
+    """Energy of a thousand real tokens of the timed steps; none where it was not counted, or too little of it.
+
+    Counters move on every millisecond on processors and every 100 on GPUs: below a second of steps they say little.
+    """
+    steps = record.steps
+    joules = [steps.joules[place] for place in places if place < len(steps.joules)]
+    known = [each for each in joules if each is not None]
+    tokens = sum(steps.real_tokens[place] for place in places)
+    if len(known) < len(places) or math.fsum(steps.seconds[place] for place in places) < METERED or not tokens:
+        return None
+    return 1000 * math.fsum(known) / tokens
+
+
 CHECKS: tuple[Check, ...] = (
     _time_passes,
     _examples_count_once,
@@ -205,4 +261,7 @@ CHECKS: tuple[Check, ...] = (
     _not_faster_than_the_device,
     _no_warm_up,
     _processor_was_free,
+    _host_gave_the_processors,
+    _gpu_was_not_shared,
+    _gpu_was_not_slowed,
 )

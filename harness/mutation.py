@@ -205,11 +205,12 @@ def alike(one: Record, other: Record) -> bool:
 
 def evidence(record: Record) -> dict[str, Any]:
     """All that a run left but for time, place and memory, in which any two runs differ."""
-    clocks = {name for name in Steps.model_fields if name.endswith("seconds")} | {"began", "ended"}
+    clocks = {name for name in Steps.model_fields if name.endswith("seconds")} | {"began", "ended", "joules", "slowed"}
     return record.model_dump(
         mode="json",
         exclude={
             "started": True, "seconds": True, "environment": True, "memory": True, "probe_seconds": True,
+            "machine": True, "counters": True,  # which are not taken where a fault is seeded
             "efficiency": {"ceiling"}, "steps": clocks,
         },
     )  # fmt: skip

@@ -252,6 +252,12 @@ class Steps(Part):
     """Spent on evaluating between this step and the next; not part of any step."""
     saving_seconds: tuple[float, ...] = ()
     """Spent on writing a checkpoint between this step and the next; not part of any step."""
+    joules: tuple[float | None, ...] = ()
+    """Energy that the device took from before the step to after it; on a processor that of the whole socket. None where
+    nobody counts it."""
+    slowed: tuple[str | None, ...] = ()
+    """Why the device was slower than it is made for when the step was over; empty where it was not, none where nobody
+    says."""
     data_seconds: tuple[float, ...] = ()
     """Part of `seconds` in which the loop waited for its batches. This and the next five are the phases of a step: on a
     CUDA device by its own clock, from what comes before them in its queue to their end."""
@@ -432,6 +438,20 @@ class Counters(Part):
     """Why there are no figures."""
 
 
+class Machine(Part):
+    """What there was beside the case on its machine while it trained. What could not be read is none."""
+
+    processors: int | None = None
+    load: float | None = None
+    """Tasks that ran or waited for a processor, on average over the last minute."""
+    stolen: float | None = None
+    """Share of the time in which this machine had work to do and its host gave the processor to others (steal)."""
+    shared: float | None = None
+    """Share of the time in which other processes computed on the GPU."""
+    celsius: int | None = None
+    """Of the GPU, after the last step."""
+
+
 class Memory(Part):
     """The most memory the training held at once."""
 
@@ -559,6 +579,7 @@ class Record(Part):
     compilation: Compilation | None = None
     """Where `train.compile` is declared."""
     memory: Memory = Memory()
+    machine: Machine = Machine()
     counters: Counters = Counters()
     efficiency: Efficiency = Efficiency()
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from harness.account import PHASES, mistakes, phases, queued_share, quiet_seconds, utilisation
+from harness.account import PHASES, joules_per_kilotoken, mistakes, phases, queued_share, quiet_seconds, utilisation
 from harness.record import Record
 from harness.steadiness import first_steady
 
@@ -51,6 +51,8 @@ class Throughput:
     """Share of the measured ceiling of the device that the model's operations reach (MFU); none where not known."""
     queued: float | None = None
     """Share of the time in which the loop waited for a processor that others had; none where that is not known."""
+    joules_per_kilotoken: float | None = None
+    """Energy of a thousand real tokens; none where nobody counts it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         phases=_shares([phases(steps, place) for place in places]),
         utilisation=utilisation(record, places),
         queued=queued_share(record, places),
+        joules_per_kilotoken=joules_per_kilotoken(record, places),
     )
 
 

@@ -18,7 +18,7 @@ STEPS_EXPLAINED = """\
 A step is the median of the timed ones, a phase its share of all of them. *Data* is waiting for batches, *transfer*
 moving them to the device, *optimizer* includes clipping and the loss scaler. *MFU* is what the model's own operations
 reach of the fastest product of matrices that was measured in the run, *queued* the share of the time in which the loop
-waited for a processor that others had."""
+waited for a processor that others had, *J/1000 tokens* the energy of the device for a thousand real tokens."""
 
 
 def markdown(summary: Summary) -> str:

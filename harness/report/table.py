@@ -19,7 +19,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
 
 
-STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "MFU", "queued")
+STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "MFU", "queued", "J/1000 tokens")
 
 
 def step_cells(row: Row) -> tuple[str, ...]:
@@ -31,7 +31,8 @@ def step_cells(row: Row) -> tuple[str, ...]:
     padded = "-" if speed.padded_tokens_per_second is None else short(speed.padded_tokens_per_second.median)
     queued = "-" if speed.queued is None else f"{speed.queued:.0%}"
     used = "-" if speed.utilisation is None else f"{speed.utilisation:.0%}"
-    return (row.name, duration(median(speed.seconds)), *shares, padded, used, queued)
+    energy = "-" if speed.joules_per_kilotoken is None else short(speed.joules_per_kilotoken)
+    return (row.name, duration(median(speed.seconds)), *shares, padded, used, queued, energy)
 
 
 def duration(seconds: float) -> str:

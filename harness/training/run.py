@@ -21,7 +21,18 @@ from harness import record
 from harness.errors import Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
-from harness.training import adapters, checkpoint, devices, environment, fresh, optimizer, reference, resume, workload
+from harness.training import (
+    adapters,
+    checkpoint,
+    devices,
+    environment,
+    fresh,
+    machine,
+    optimizer,
+    reference,
+    resume,
+    workload,
+)
 from harness.training.compilation import Compiling
 from harness.training.counting import counters
 from harness.training.efficiency import efficiency
@@ -101,10 +112,13 @@ def _stages(
     survey = Survey(loaded, work, None if witness is None else witness.leakage)
     evidence["data"] = survey.found()
     compiling = Compiling(settings.train.compile)
-    watch = _watch(loaded, work, survey, progress, witness, compiling)
+    meter = machine.meter(device)
+    watch = _watch(loaded, work, survey, progress, witness, compiling, meter)
     keeping = patch.enter_context(_keeping(case))
     memory = devices.PeakMemory(device)
     memory.watch()
+    conditions = machine.Conditions(meter)
+    conditions.watch()
     evaluate = partial(EVALUATIONS[settings.train.loop], work)
     try:
         with work.products():
@@ -124,7 +138,7 @@ def _stages(
         evidence["batches"] = watch.batches()
         evidence["data"] = survey.found()
         evidence["examples"] = _examples(loaded, work, watch)
-    evidence["memory"] = memory.read()
+    evidence["memory"], evidence["machine"] = memory.read(), conditions.read()
     evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"])
     evidence["counters"] = counters(work)
     evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
@@ -202,6 +216,7 @@ def _watch(
     progress: Progress | None,
     witness: Witness | None,
     compiling: Compiling,
+    meter: machine.Meter | None,
 ) -> Watch:
     followed = set(checkpoint.head_names(work.model))
     names = [name for name, _ in work.model.named_parameters() if not adapters.is_spare(name)]
@@ -217,7 +232,9 @@ def _watch(
         survey=None if survey.whole else survey,
         compiling=compiling,
         steps=work.train.steps,
-        clock=StepClock(work.device.wait, marks=marks_of(work.device.torch), compiling=lambda: compiling.seconds),
+        clock=StepClock(
+            work.device.wait, marks=marks_of(work.device.torch), compiling=lambda: compiling.seconds, meter=meter
+        ),
         progress=progress,
         witness=witness,
     )

@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 from transformers import BatchEncoding
 
+from harness.training.machine import Meter
+
 Phase = Literal["data", "transfer", "forward", "backward", "optimizer", "other"]
 PHASES: tuple[Phase, ...] = ("data", "transfer", "forward", "backward", "optimizer", "other")
 
@@ -44,6 +46,10 @@ class Lap:
     """By the second clock."""
     ended: float
     phases: dict[Phase, float]
+    joules: float | None = None
+    """That the device took."""
+    slowed: str | None = None
+    """Why it is slower than it is made for; empty where it is not, none where nobody says."""
 
 
 class Marks(Protocol):
@@ -126,6 +132,7 @@ class StepClock:
         second: another one, which the account of a record is closed with.
         marks: for the phases; by default those of a processor.
         compiling: the seconds that were spent on compiling until now.
+        meter: of the device, read outside of the step.
     """
 
     def __init__(
@@ -136,7 +143,10 @@ class StepClock:
         second: Callable[[], float] = second_clock,
         marks: Marks | None = None,
         compiling: Callable[[], float] = lambda: 0.0,
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = meter
+        self._joules: float | None = None
         self._wait = wait
         self.now = now
         self._second = second
@@ -153,6 +163,7 @@ class StepClock:
         """Begin a step, or begin it anew."""
         asked = self.now()
         self._wait()
+        self._joules = self._meter.joules() if self._meter else None
         self._before = process_time(), queued(), self._compiling()
         self._began = self._second()
         self._started = self.now()
@@ -173,6 +184,7 @@ class StepClock:
         seconds, self._started = stopped - self._started, None
         processor, waited, compiling = self._before
         more = queued()
+        taken = self._meter.joules() if self._meter else None
         return Lap(
             seconds=seconds,
             processor_seconds=process_time() - processor,
@@ -182,6 +194,8 @@ class StepClock:
             began=self._began,
             ended=ended,
             phases=self._phases(last),
+            joules=None if taken is None or self._joules is None else taken - self._joules,
+            slowed=self._meter.slowed() if self._meter else None,
         )
 
     def enter(self, phase: Phase) -> None:

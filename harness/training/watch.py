@@ -293,6 +293,8 @@ class Watch:
             "processor_seconds": lap.processor_seconds,
             "queued_seconds": lap.queued_seconds,
             "compile_seconds": lap.compile_seconds,
+            "joules": lap.joules,
+            "slowed": lap.slowed,
             **{f"{phase}_seconds": seconds for phase, seconds in lap.phases.items()},
             "samples": len(examples),
             "rows": sum(map(_rows, tensors)),
