@@ -228,6 +228,10 @@ PROBES: dict[str, dict[str, Any]] = {
         "graphs": 1,
         "batches": [{"batch": "a batch", "own": {"loss": 0.0, "logits": 3e-7, "gradient": 4e-7}}],
     },
+    "packing": {
+        "used": "sdpa_packed",
+        "batches": [{"batch": "a batch", "own": {"loss": 0.0, "logits": 1e-7, "gradient": 3e-7}}],
+    },
     "exploration": {
         "trials": 20,
         "known": 1,
@@ -285,6 +289,7 @@ HEALTHY = Record(
         "train.shuffle": False,
         "train.gradient_checkpointing": True,
         "train.compile": True,
+        "train.packing": True,
         "data.examples": len(EXAMPLES),
         "device": "cpu",
         "precision": "fp32",

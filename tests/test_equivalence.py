@@ -36,6 +36,9 @@ WRONG = {
     "compile: fast": "5: train.compile: found 'fast', expected true, false, reduce-overhead, max-autotune, ",
     "compile: max-autotun": "aot_eager; did you mean 'max-autotune'?",
     "compile: {mode: default}": "5: train.compile: found a mapping, expected true, false, reduce-overhead",
+    "packing: true\n  compile: true": "train.packing: found true beside compile, expected false: each batch",
+    "packing: auto\n  attention: eager": "train.attention: found 'eager', expected sdpa or nothing beside packing",
+    "packing: atuo": "5: train.packing: found 'atuo', expected true, false or auto; did you mean 'auto'?",
     "gradient_checkpointing: some": "5: train.gradient_checkpointing: found 'some', expected true or false",
 }
 
@@ -186,6 +189,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "attention_implementations_agree": {},
     "checkpointing_equals_plain": {"gradient_checkpointing": True},
     "compiled_equals_eager": COMPILED,
+    "packing_changes_nothing": {"packing": True},
 }
 """What is declared where a law has something to say."""
 CAUGHT_BY = {
@@ -198,9 +202,18 @@ CAUGHT_BY = {
     "compiled_code_is_off": "compiled_equals_eager",
     "compiled_model_not_called": "compiled_equals_eager",
     "compiling_not_handed_on": "compiled_equals_eager",
+    "packed_sequences_see_each_other": "packing_changes_nothing",
+    "packing_forgotten": "packing_changes_nothing",
 }
 ALSO = {
     "kernel_ignores_the_mask": {"padding_changes_nothing", "examples_stay_apart"},
+    "packed_sequences_see_each_other": {
+        "attention_implementations_agree",
+        "padding_changes_nothing",
+        "examples_stay_apart",
+        "loss_is_the_declared_one",
+        "gradient_is_the_declared_one",
+    },
     "checkpointing_cuts_the_gradient": {"gradient_is_the_declared_one"},
 }
 

@@ -127,6 +127,7 @@ def test_the_defaults(folder: Folder) -> None:
         "drop_last": False,
         "padding": "longest",
         "pad_to_multiple_of": None,
+        "packing": False,
         "attention": None,
         "gradient_checkpointing": False,
         "compile": False,

@@ -50,6 +50,13 @@ ACCEPTED = (
         "gradients by 0.07",
     ),
     Judged("compiled_equals_eager", "fp32", HEALTHY, "2 graphs by inductor, 0 breaks; logits differ by at most 3e-07"),
+    Judged("packing_changes_nothing", "fp32", HEALTHY, "logits differ by at most 1e-07, gradients by 3e-07"),
+    Judged(
+        "packing_changes_nothing",
+        "as far off as padded rows are in that precision",
+        batches("packing", {**apart(logits=1.2e-2, gradient=7.5e-2), "plain": BF16}, precision="bf16"),
+        "gradients by 0.07",
+    ),
 )
 
 
@@ -120,6 +127,21 @@ REJECTED = (
         "0 graphs compiled; 8 of 8 forward passes ended in code that was not",
         "another object",
     ),
+    Judged(
+        "packing_changes_nothing",
+        "neighbours are seen",
+        batches("packing", apart(), apart(logits=0.03)),
+        "packed, batch 1: logits off by 0.03, allowed 0.0001",
+        "attend to each other",
+    ),
+    Judged("packing_changes_nothing", "NaN", batches("packing", apart(loss="NaN")), "loss off by nan"),
+    Judged(
+        "packing_changes_nothing",
+        "forgotten",
+        probe("packing", used="sdpa"),
+        "train.packing is declared, and attention is sdpa, not sdpa_packed",
+        "another implementation",
+    ),
     Judged("compiled_equals_eager", "gave up", record(compilation={"eager_passes": 5}), "5 of 8", "recompilations"),
 )
 
@@ -133,6 +155,7 @@ def test_rejects(judged: Judged) -> None:
 @each(
     Judged("checkpointing_equals_plain", "", undeclared("gradient_checkpointing"), "is not declared"),
     Judged("compiled_equals_eager", "", undeclared("compile"), "train.compile is not declared"),
+    Judged("packing_changes_nothing", "", undeclared("packing"), "nothing is packed"),
     Judged("attention_implementations_agree", "eager", record(probes={"attention": {"used": "eager"}}), "is eager"),
     Judged(
         "attention_implementations_agree",
@@ -159,10 +182,14 @@ DISTANCE = st.floats(min_value=0) | st.just(math.nan) | st.floats(min_value=0, m
 
 
 @hypothesis.settings(max_examples=50)
-@given(DISTANCE, DISTANCE, DISTANCE, st.sampled_from(["attention", "compilation"]))
+@given(DISTANCE, DISTANCE, DISTANCE, st.sampled_from(["attention", "compilation", "packing"]))
 def test_distances_are_held_to_their_limits(loss: float, logits: float, gradient: float, name: str) -> None:
     """In fp32 a way is right exactly where all three distances are within their limits."""
-    law = {"attention": "attention_implementations_agree", "compilation": "compiled_equals_eager"}[name]
+    law = {
+        "attention": "attention_implementations_agree",
+        "compilation": "compiled_equals_eager",
+        "packing": "packing_changes_nothing",
+    }[name]
     evidence = batches(name, apart(), apart(loss=loss, logits=logits, gradient=gradient))
     (found,) = (one for one in judge(evidence) if one.law == law)
     right = loss <= 1e-4 and logits <= 1e-4 and gradient <= 1e-3

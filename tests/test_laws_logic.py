@@ -462,6 +462,7 @@ PROBED = {
     "checkpointing_equals_plain": "checkpointing",
     "attention_implementations_agree": "attention",
     "compiled_equals_eager": "compilation",
+    "packing_changes_nothing": "packing",
     "holds_for_any_text": "exploration",
 }
 

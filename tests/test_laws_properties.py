@@ -290,6 +290,7 @@ NEEDS = {
             "checkpointing_equals_plain",
             "attention_implementations_agree",
             "compiled_equals_eager",
+            "packing_changes_nothing",
             "holds_for_any_text",
         )
     },

@@ -41,6 +41,12 @@ def _mode(value: Any) -> Any:
     raise problem(shown(value), f"true, false, {', '.join(modes)}", meant(str(value), modes))
 
 
+def _or_auto(value: Any) -> Any:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise problem(shown(value), "true, false or auto", meant(str(value), ["auto"]))
+
+
 def _listed(value: Any) -> Any:
     """One pattern is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -61,6 +67,7 @@ _Betas: TypeAlias = Annotated[
     ),
 ]
 _Compile: TypeAlias = Annotated[bool | CompileMode, BeforeValidator(_mode)]
+_OrAuto: TypeAlias = Annotated[bool | Literal["auto"], BeforeValidator(_or_auto)]
 _Patterns: TypeAlias = Annotated[
     list[Annotated[str, Field(pattern=r"\S")]],
     BeforeValidator(_listed),
@@ -168,6 +175,11 @@ class Train(Declared):
     pad_to_multiple_of: int | None = Field(
         default=None, ge=1, description="Pads further, to a multiple of this many tokens."
     )
+    packing: _OrAuto = Field(
+        default=False,
+        description="Whether the layers of an encoder compute real tokens alone, the sequences of a batch in one row, "
+        "each of which attends to itself; auto: if a short measurement before training finds that faster.",
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = Field(
         default=None, description="The implementation of attention, as transformers names it; null: its own choice."
     )
@@ -210,6 +222,12 @@ def _unfit(train: Train) -> Iterator[tuple[Location, PydanticCustomError]]:
     for one, other in (("epochs", "steps"), ("warmup_ratio", "warmup_steps")):
         if {one, other} <= said and getattr(train, one) is not None:
             yield (one,), problem(f"{one} beside {other}", "one of the two")
+    if train.packing and train.compile:
+        expected = "false: each batch would be of another shape, and compiled again"
+        yield ("packing",), problem(f"{shown(train.packing)} beside compile", expected)
+    if train.packing and train.attention not in (None, "sdpa"):
+        expected = "sdpa or nothing beside packing, which goes from sequence to sequence in torch's sdpa"
+        yield ("attention",), problem(shown(train.attention), expected)
     if train.resume_at is not None and train.epochs is None and train.resume_at >= train.steps:
         expected = f"a step before the last (train.steps {train.steps})"
         yield ("resume_at",), problem(str(train.resume_at), expected)

@@ -93,6 +93,7 @@ LAWS: tuple[Law, ...] = (
     equivalence.checkpointing_equals_plain,
     equivalence.attention_implementations_agree,
     equivalence.compiled_equals_eager,
+    equivalence.packing_changes_nothing,
     evaluation.no_leakage,
     evaluation.evaluation_reads_the_split,
     evaluation.model_in_eval_mode,

@@ -16,8 +16,14 @@ _EVALUATION = ("evaluation_reads_the_split", "model_in_eval_mode", "evaluation_i
 _EVERYTHING = ("trains", *_DATA, *_MODEL, "every_token_counts", "loss_finite", *_OBJECTIVE, *_STEP, *_OPTIMIZER)
 
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
-    "padding_changes_nothing": ("padding_mask_correct", "tokens_match_tokenizer", "attention_implementations_agree"),
-    "examples_stay_apart": ("padding_mask_correct", "padding_changes_nothing"),
+    "padding_changes_nothing": (
+        "padding_mask_correct",
+        "tokens_match_tokenizer",
+        "attention_implementations_agree",
+        "packing_changes_nothing",
+    ),
+    "attention_implementations_agree": ("packing_changes_nothing",),
+    "examples_stay_apart": ("padding_mask_correct", "padding_changes_nothing", "packing_changes_nothing"),
     "every_token_counts": ("padding_mask_correct", "tokens_match_tokenizer"),
     "pretraining_shows": ("head_is_new", "tokens_match_tokenizer"),
     "loss_finite": ("head_is_new", "padding_changes_nothing", "schedule_followed"),

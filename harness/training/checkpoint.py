@@ -252,7 +252,7 @@ def head_names(model: Model) -> tuple[str, ...]:
 
 
 def describe(
-    loaded: Loaded, model: Model, digest: str, altered: Iterable[str] = (), *, declared_attention: str | None = None
+    loaded: Loaded, model: Model, digest: str, altered: Iterable[str] = (), *, attention_reason: str = ""
 ) -> record.Checkpoint:
     """The evidence of a checkpoint.
 
@@ -261,7 +261,7 @@ def describe(
         model: the copy that is trained.
         digest: of its tensors before the first step; empty where there is none.
         altered: tensors that were other than loaded then.
-        declared_attention: its implementation, as the experiment names it.
+        attention_reason: why attention is computed as it is.
     """
     return record.Checkpoint(
         source=loaded.source,
@@ -270,7 +270,7 @@ def describe(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=attention.chosen(model),
-        attention_reason=attention.reason(declared_attention),
+        attention_reason=attention_reason,
         digest=digest,
         pretrained=loaded.pretrained,
         missing=loaded.missing,

@@ -101,10 +101,11 @@ def _stages(
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     work = replace(work, fault=None if fault is HEALTHY else fault)
-    evidence["settings"] = case.declared()["settings"] | {"train.steps": work.train.steps}
-    evidence["checkpoint"] = checkpoint.describe(
-        loaded, work.model, digest="", declared_attention=settings.train.attention
-    )
+    evidence["settings"] = case.declared()["settings"] | {
+        "train.steps": work.train.steps,
+        "train.packing": work.train.packing,
+    }
+    evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
@@ -132,7 +133,7 @@ def _stages(
         evidence["evaluation"] = None if witness is None else witness.found()
         evidence["compilation"] = compiling.found(watch.eager_passes)
         evidence["checkpoint"] = checkpoint.describe(
-            loaded, work.model, watch.digest, watch.altered, declared_attention=settings.train.attention
+            loaded, work.model, watch.digest, watch.altered, attention_reason=work.attention_reason
         )
         evidence["steps"] = watch.steps()
         evidence["batches"] = watch.batches()

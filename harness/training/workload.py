@@ -17,7 +17,7 @@ from transformers import get_scheduler
 from harness import experiment
 from harness.errors import CheckpointError, DataError, Unavailable
 from harness.schedule import warmup
-from harness.training import attention, compilation, data, optimizer, split, tokenizer
+from harness.training import attention, compilation, data, optimizer, packing, split, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device, matmul_precision
 from harness.training.resume import NOWHERE, Keeping
@@ -27,6 +27,10 @@ from harness.training.tasks import Collator, Task, task_of
 
 if TYPE_CHECKING:
     from harness.training.fault import Fault
+
+
+MEASURED = 3
+"""Batches on which a choice is measured."""
 
 
 class Watching(Protocol):
@@ -63,6 +67,8 @@ class Workload:
     drawn: data.Drawn
     split: Split | None = None
     """What it is evaluated on; none where nothing is declared."""
+    attention_reason: str = ""
+    """Why attention is computed as it is."""
     keeping: Keeping = NOWHERE
     """Where the loop writes a checkpoint, or goes on from one."""
     fault: Fault | None = None
@@ -161,6 +167,14 @@ class Workload:
         for _ in range(steps):
             next(windows)
         self.drawn.queue.clear()
+
+    def first_batches(self) -> list[Any]:
+        """A few batches on the device, of the first examples, to measure with: nothing that is drawn is noted."""
+        size, collate = self.train.batch_size, self.collator()
+        indices = range(min(len(self.examples.lengths), MEASURED * size))
+        rows = [data.bare(self.examples[index]) for index in indices]
+        lots = (rows[start : start + size] for start in range(0, len(rows), size))
+        return [collate(lot).to(self.device.torch) for lot in lots]
 
     def batches(self) -> Iterator[Any]:
         """The micro-batches of all steps, one after the other."""
@@ -261,7 +275,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
     optimizer.freeze(model, settings.train.freeze)
     examples = data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer)
     settings = settings.model_copy(update={"train": _with_steps(settings.train, examples)})
-    return Workload(
+    work = Workload(
         model=model,
         task=task,
         tokenizer=loaded.tokenizer,
@@ -273,7 +287,19 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         device=device,
         drawn=data.Drawn(),
         split=split.prepare(loaded, settings, replace(encode, evaluating=True)),
+        attention_reason=attention.reason(settings.train.attention),
     )
+    return _packed(work) if settings.train.packing else work
+
+
+def _packed(work: Workload) -> Workload:
+    """The workload, whose model is packed if that is declared or faster; from here on it is declared, or not."""
+    packs, reason = packing.settle(work.train.packing, work.model, work.device, work.autocast, work.first_batches)
+    if packs:
+        packing.use(work.model)
+    train = work.train.model_copy(update={"packing": packs})
+    settings = work.settings.model_copy(update={"train": train})
+    return replace(work, train=train, settings=settings, attention_reason=reason)
 
 
 def start(model: Any, precision: str) -> Any:

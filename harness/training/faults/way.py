@@ -10,6 +10,7 @@ from transformers import modeling_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.experiment import Settings
+from harness.training import packing
 from harness.training.checkpoint import Loaded
 from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
 from harness.training.faults.seam import altered, on_backbone, training_arguments
@@ -22,6 +23,10 @@ def _recomputes(settings: Settings) -> bool:
 
 def _compiles(settings: Settings) -> bool:
     return bool(settings.train.compile)
+
+
+def _packs(settings: Settings) -> bool:
+    return settings.train.packing is True
 
 
 def _on_kernel(patch: Patch, kind: str, change: Any) -> None:
@@ -114,6 +119,26 @@ def compiling_not_handed_on(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@loading_fault("trl#805, trl#1230", when=_packs)
+def packed_sequences_see_each_other(loaded: Loaded, patch: Patch) -> Loaded:
+    """Attention goes over a whole row of packed sequences, as over one text."""
+    right = packing.attend
+
+    def over_the_row(*args: Any, **kwargs: Any) -> Any:
+        lengths = kwargs.pop("lengths", ())
+        return right(*args, **{**kwargs, "lengths": [sum(lengths)] if lengths else ()})
+
+    patch.set(packing, "attend", over_the_row)
+    return loaded
+
+
+@fault(NO_REPORT, when=_packs)
+def packing_forgotten(work: Workload, patch: Patch) -> Workload:
+    """The model is given another implementation of attention later, and computes padding as before."""
+    packing.undone(work.model)
+    return work
+
+
 FAULTS = (
     kernel_ignores_the_mask,
     kernel_divides_by_an_empty_sum,
@@ -124,4 +149,6 @@ FAULTS = (
     compiled_code_is_off,
     compiled_model_not_called,
     compiling_not_handed_on,
+    packed_sequences_see_each_other,
+    packing_forgotten,
 )

@@ -10,7 +10,7 @@ from harness.training.probes.accumulation import accumulation
 from harness.training.probes.adapted import adapted
 from harness.training.probes.dependence import dependence
 from harness.training.probes.determinism import determinism
-from harness.training.probes.equivalence import attention, checkpointing, compilation
+from harness.training.probes.equivalence import attention, checkpointing, compilation, packing
 from harness.training.probes.evaluation import evaluation
 from harness.training.probes.overfit import overfit
 from harness.training.probes.padding import padding
@@ -40,4 +40,5 @@ PROBES: dict[str, Probe] = {
     "checkpointing": checkpointing,
     "attention": attention,
     "compilation": compilation,
+    "packing": packing,
 }

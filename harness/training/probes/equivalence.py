@@ -15,6 +15,7 @@ import torch
 
 from harness.training import attention as kernels
 from harness.training import compilation as compiling
+from harness.training import packing as packed
 from harness.training.checkpoint import Loaded
 from harness.training.probes.padding import more_padding
 from harness.training.probes.result import chosen, features, logits, rows_of_tokens
@@ -83,6 +84,18 @@ def compilation(loaded: Loaded, work: Workload) -> dict[str, Any]:
     with compiling.afresh(work.train.compile):
         batches = _compared(work, work.compiled(own), eager, ways)
         return {"batches": batches, "graphs": compiling.graphs()}
+
+
+def packing(loaded: Loaded, work: Workload) -> dict[str, Any]:
+    """Logits and gradient of the packed model beside those of the same model on padded rows, with dropout at 0: of a
+    batch, and of the same with more padding. Nothing where no packing is declared.
+    """
+    if not work.train.packing:
+        return {}
+    own, padded = _silent(work).train(), packed.undone(_silent(work).train())
+    batch = _batch(work)
+    ways = {"a batch": batch, "more padding": more_padding(own, work, batch)}
+    return {"used": kernels.chosen(work.model), "batches": _compared(work, own, padded, ways)}
 
 
 @dataclass(frozen=True)
