@@ -227,7 +227,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _probed(case: Case, laws: Iterable[Law]) -> Case:
-    return replace(case, probes=frozenset(probe for law in laws for probe in law.probes))
+    return replace(case, timed=False, probes=frozenset(probe for law in laws for probe in law.probes))
 
 
 def _broken(record: Record, laws: Iterable[Law]) -> tuple[Verdict, ...]:

@@ -28,6 +28,8 @@ class Case:
     """With the device set."""
     probes: frozenset[str] = frozenset()
     """What evidence to collect beyond that which every run leaves."""
+    timed: bool = True
+    """Whether figures of speed are wanted, too: what steps do is counted, what the device can do is measured."""
     exploration: Exploration | None = None
     """What the probe `exploration` searches for; it does not run without."""
 

@@ -1,10 +1,18 @@
 """Fixtures of several test modules."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 from project import Project
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept() -> None:
+    """What is imported by now is no garbage: each Trainer looks for some when it is done, for longer than it trains."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

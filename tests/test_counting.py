@@ -22,7 +22,7 @@ NOT_CUDA = ("kernels", "peak_bytes")
 def trained(request: pytest.FixtureRequest) -> tuple[Record, Record]:
     """The same case twice, in each loop."""
     said = {"loop": request.param, "steps": 4, "batch_size": 2, "gradient_accumulation": 2}
-    first, second = (train(case(train=said)) for _ in range(2))
+    first, second = (train(case(timed=True, train=said)) for _ in range(2))
     return first, second
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_claimed_of_a_device_that_is_not_there(trained: tuple[Record,
 def test_more_of_it_is_counted() -> None:
     """A loop that clips does more operators; layers that are computed again save less."""
     plain, clipped, again = (
-        train(case(train={"steps": 2, "batch_size": 2, **said})).counters
+        train(case(timed=True, train={"steps": 2, "batch_size": 2, **said})).counters
         for said in ({"max_grad_norm": None}, {"max_grad_norm": 1.0}, {"gradient_checkpointing": True})
     )
     assert _numbers(clipped)[0] > _numbers(plain)[0]
@@ -65,7 +65,7 @@ def test_what_is_compiled_or_wrong_is_not_counted() -> None:
     compiled = SimpleNamespace(fault=None, train=SimpleNamespace(compile=True))
     found: Any = counting.counters(compiled)  # type: ignore[arg-type]
     assert found == Counters(reason="not counted where steps are compiled: what is compiled dispatches no operators")
-    one = case(train={"steps": 2})
+    one = case(timed=True, train={"steps": 2})
     record = run(one, shelf=Shelf(), root=one.path.parent, fault=Fault("nothing", "Changes nothing.", "none"))
     assert record.counters.reason == "not counted where a fault is seeded"
     assert record.finished
@@ -74,7 +74,8 @@ def test_what_is_compiled_or_wrong_is_not_counted() -> None:
 def test_a_model_that_cannot_be_counted_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """The training stands all the same."""
     monkeypatch.setattr(counting, "copied", lambda model: 1 / 0)
-    assert train(case(train={"steps": 2})).counters == Counters(reason="ZeroDivisionError: division by zero")
+    found = train(case(timed=True, train={"steps": 2})).counters
+    assert found == Counters(reason="ZeroDivisionError: division by zero")
 
 
 # By hand

@@ -16,7 +16,7 @@ def trained() -> Record:
     """A training with batches of several shapes, under gradient checkpointing."""
     said = {"steps": 4, "batch_size": 2, "gradient_accumulation": 2, "gradient_checkpointing": True}
     config = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
-    return train(case({"architecture": "bert", "config": config}, train=said))
+    return train(case({"architecture": "bert", "config": config}, timed=True, train=said))
 
 
 def test_operations_are_those_of_the_formula(trained: Record) -> None:
@@ -65,6 +65,6 @@ def test_a_model_that_cannot_be_counted_has_its_reason(monkeypatch: pytest.Monke
         raise ValueError("no copy of this model")
 
     monkeypatch.setattr(efficiency, "copied", fail)
-    found = train(case(train={"steps": 2})).efficiency
+    found = train(case(timed=True, train={"steps": 2})).efficiency
     assert found.reason == "ValueError: no copy of this model"
     assert (found.flops, found.ceiling) == ((), None)

@@ -1,6 +1,5 @@
 """Exploring: hypothesis finds the text on which a set-up breaks, makes it small, and finds nothing in a right one."""
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,9 +38,7 @@ def quick() -> Iterator[None]:
     threads, level = torch.get_num_threads(), logging.get_verbosity()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    gc.freeze()
     yield
-    gc.unfreeze()
     logging.set_verbosity(level)
     torch.set_num_threads(threads)
 

@@ -1,6 +1,5 @@
 """Real faults in real trainings: each is seeded where such a bug would be, and turns exactly the right items red."""
 
-import gc
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -182,13 +181,11 @@ QUICKLY = ("-p", "no:benchmark", "-p", "no:hypothesispytest")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Train on one thread, which is quicker for models this small; what is imported by now is no garbage."""
+    """Train on one thread, which is quicker for models this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.freeze()  # each Trainer looks for garbage when it is done
     with at_once():
         yield
-    gc.unfreeze()
     torch.set_num_threads(before)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,14 @@ def settings(checkpoint: Any = None, **said: Any) -> Settings:
     return Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **said})
 
 
-def case(checkpoint: Any = None, *, file: str = "trial.yaml", probes: Iterable[str] = (), **said: Any) -> Case:
+def case(
+    checkpoint: Any = None, *, file: str = "trial.yaml", probes: Iterable[str] = (), timed: bool = False, **said: Any
+) -> Case:
     """The one case of an experiment that says this."""
     path = Path.cwd() / file
     experiment = Experiment(path, "", (Point((), settings(checkpoint, **said)),))
     (only,) = plan.cases(experiment, ["cpu"], root=path.parent)
-    return Case(only.experiment, only.path, only.id, only.values, only.settings, frozenset(probes))
+    return replace(only, probes=frozenset(probes), timed=timed)
 
 
 def train(case: Case, shelf: Shelf | None = None) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,7 +38,9 @@ class Inline:
             from harness.training.checkpoint import Shelf
             from harness.training.run import run
 
-            self._shelf = self._shelf or Shelf()
+            if self._shelf is None:
+                self._shelf = Shelf()
+                gc.freeze()  # each Trainer looks for garbage when it is done: libraries are none
             return run(case, shelf=self._shelf, root=self._root, progress=self._told_of(case))
         except BaseException as error:  # what `run` cannot record: an import that fails, Ctrl-C while torch is imported
             stopped = isinstance(error, KeyboardInterrupt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 import subprocess
@@ -29,7 +30,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 """Where NVIDIA's kernel module names itself: ``NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue ...``."""
 
 
-def describe(folder: Path, device: Device | None) -> Environment:
+def describe(folder: Path) -> Environment:
     """Versions, machine, and the commit of the repository around `folder`."""
     commit = _git(folder, "rev-parse", "HEAD")
     status = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
@@ -38,22 +39,27 @@ def describe(folder: Path, device: Device | None) -> Environment:
         versions={"python": platform.python_version(), **{name: _version(name) for name in DISTRIBUTIONS}},
         platform=platform.platform(),
         processor=processor,
-        device=(device.title if device else "") or processor,
-        driver=_driver(device),
-        runtime=device.runtime if device else "",
+        device=processor,
         threads=torch.get_num_threads(),
         commit=commit,
         dirty=None if status is None else bool(status),
     )
 
 
-def _driver(device: Device | None) -> str:
-    if device is None or device.torch.type != "cuda" or not DRIVER.exists():
+def on(device: Device, found: Environment) -> Environment:
+    """The same, of a training on that device."""
+    known = {"device": device.title or found.processor, "driver": _driver(device), "runtime": device.runtime}
+    return found.model_copy(update=known)
+
+
+def _driver(device: Device) -> str:
+    if device.torch.type != "cuda" or not DRIVER.exists():
         return ""
     found = re.search(r"\d+\.\d+(\.\d+)*", DRIVER.read_text(errors="replace"))
     return found.group() if found else ""
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return version(name)

@@ -36,5 +36,6 @@ def runner(root: Path) -> Runs:
         finally:
             logging.set_verbosity(level)
             gc.collect()  # models hang in circles of hooks and classes, of which too few are made for Python to look
+            gc.freeze()  # what is left, libraries for the most part, need not be looked through after the next fault
 
     return runs

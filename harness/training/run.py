@@ -70,7 +70,7 @@ def run(
         fault: a mistake to make in it on purpose; what it changes is put back.
     """
     started, clock = datetime.now(UTC), perf_counter()
-    evidence: dict[str, Any] = {"environment": environment.describe(root, None)}
+    evidence: dict[str, Any] = {"environment": environment.describe(root)}
     outcome, reason, trace = _attempt(case, shelf, root, progress, fault or HEALTHY, evidence)
     return Record(
         outcome=outcome,
@@ -97,7 +97,7 @@ def _stages(
         fresh.warm_up()
     device = devices.find(settings.device or "cpu")
     devices.require(device, settings.precision, settings.train.loop)
-    evidence["environment"] = environment.describe(root, device)
+    evidence["environment"] = environment.on(device, evidence["environment"])
     loaded = _with(fault, shelf.take(case.path, settings), patch)
     work = fault.seed(workload.prepare(loaded, settings, device), patch)
     work = replace(work, fault=None if fault is HEALTHY else fault)
@@ -140,8 +140,9 @@ def _stages(
         evidence["data"] = survey.found()
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"], evidence["machine"] = memory.read(), conditions.read()
-    evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"])
-    evidence["counters"] = counters(work)
+    if case.timed:
+        evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"])
+        evidence["counters"] = counters(work)
     evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
     evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}
