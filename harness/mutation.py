@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 from harness.experiment import Settings
 from harness.laws import Law, Verdict, judge
 from harness.plan import Case
-from harness.record import Record, Steps
+from harness.record import Record
 
 Outcome = Literal["caught", "survived", "equivalent"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -205,15 +205,23 @@ def alike(one: Record, other: Record) -> bool:
 
 def evidence(record: Record) -> dict[str, Any]:
     """All that a run left but for time, place and memory, in which any two runs differ."""
-    clocks = {name for name in Steps.model_fields if name.endswith("seconds")} | {"began", "ended", "joules", "slowed"}
-    return record.model_dump(
-        mode="json",
-        exclude={
-            "started": True, "seconds": True, "environment": True, "memory": True, "probe_seconds": True,
-            "machine": True, "counters": True,  # which are not taken where a fault is seeded
-            "efficiency": {"ceiling"}, "steps": clocks,
-        },
-    )  # fmt: skip
+    whole = {
+        "started": True, "environment": True, "memory": True, "machine": True,
+        "efficiency": True, "counters": True,  # which are not taken where a fault is seeded
+    }  # fmt: skip
+    timeless: dict[str, Any] = _timeless(record.model_dump(mode="json", exclude=whole))
+    return timeless
+
+
+def _timeless(left: Any) -> Any:
+    """Without what a clock said, wherever it stands."""
+    if isinstance(left, dict):
+        return {
+            name: _timeless(value)
+            for name, value in left.items()
+            if not name.endswith("seconds") and name not in ("began", "ended", "joules", "slowed")
+        }
+    return [_timeless(value) for value in left] if isinstance(left, list) else left
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -277,13 +277,14 @@ REJECTED = (
         ("first 2 steps 0.7000", "last 2 0.7000", "expected at most 0.6300"),
         "too few steps or too small a learning rate",
     ),
-    Judged("loss_decreases", "by too little", trained([1.0, 5.0, 0.0, 0.91]), "at most 0.9000"),
-    Judged("loss_decreases", "only the last is low", trained([0.7] * 47 + [0.01]), "last 12 0.6425"),
+    Judged("loss_decreases", "by too little", trained([1.0] * 8 + [0.98] * 8), "at most 0.9000"),
+    Judged("loss_decreases", "only the last is low", trained([0.7] * 47 + [0.6]), "last 12 0.6917"),
     Judged("loss_decreases", "warmed up", trained([0.7] * 8, settings={"train.warmup_steps": 7}), "at most 0.6300"),
-    Judged("loss_decreases", "rises", trained([0.5, 0.6, 0.7, 0.8]), "at most 0.4500", "it rises"),
-    Judged("loss_decreases", "a negative loss that rises", trained([-1.0, -1.0, -0.9, -0.95]), "at most -1.1000"),
+    Judged("loss_decreases", "rises", trained([0.5, 0.6, 0.7, 0.8] * 3 + [0.9] * 4), "at most 0.5850", "it rises"),
+    Judged("loss_decreases", "rises, scattering", trained([0.7, 9.0, 2.0] * 2 + [1.0, 30.0, 4.0] * 2), "", "it rises"),
+    Judged("loss_decreases", "a negative loss that rises", trained([-1.0] * 8 + [-0.9] * 4), "at most -1.1000"),
     Judged("loss_decreases", "exactly 0 from the start", trained([0.0] * 8), "", "exactly 0 at every step"),
-    Judged("loss_decreases", "0 at first only", trained([0.0, 0.5, 0.6, 0.7]), "at most 0.0000", "it rises"),
+    Judged("loss_decreases", "0 at first only", trained([0.0] * 3 + [0.5] * 9), "at most 0.0000", "it rises"),
     Judged(
         "loss_decreases",
         "no learning rate",
@@ -301,8 +302,8 @@ REJECTED = (
     Judged(
         "loss_decreases",
         "a window of its own",
-        record(invariants={"loss_decreases": {"window": 4, "by": 0.5}}),
-        "first 4 steps 0.6675, of the last 4 0.3625: expected at most 0.3337",
+        trained([0.8] * 6 + [0.7] * 6 + [0.5] * 6, invariants={"loss_decreases": {"window": 6, "by": 0.5}}),
+        "first 6 steps 0.8000, of the last 6 0.5000: expected at most 0.4000",
     ),
     Judged(
         "padding_mask_correct",
@@ -764,6 +765,15 @@ NOT_APPLICABLE = (
 INVALID = (
     Judged("loss_finite", "no loss", record(steps=Steps()), "no loss was seen"),
     Judged("loss_decreases", "too few steps", trained([0.7, 0.2, 0.1]), "3 steps are too few"),
+    Judged(
+        "loss_decreases", "too few to say that it stays", trained([0.69, 0.7, 0.68, 0.7]), "4 steps are too few to say"
+    ),
+    Judged(
+        "loss_decreases",
+        "it scatters",
+        trained([0.7, 0.78] * 6 + [0.66, 0.74] * 2),
+        ("the last 4 0.7000", "at most 0.6660", "leaves 0.12"),
+    ),
     Judged(
         "loss_decreases",
         "still warming up",
