@@ -412,14 +412,18 @@ class Planned:
     """A plugin that notes the cases and bad files of a collection, in order."""
 
     def __init__(self) -> None:
-        self.cases: dict[str, None] = {}
+        self.cases: dict[str, Case] = {}
+        """By name."""
         self.errors: list[str] = []
+        self.root = Path()
+        """Of the session."""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Look at what was collected."""
+        self.root = session.config.rootpath
         for item in session.items:
             if isinstance(item, ExperimentItem):
-                self.cases.update(dict.fromkeys(case.name for case in item.cases))
+                self.cases.update({case.name: case for case in item.cases})
             elif isinstance(item, BadFile):
                 self.errors.append(str(item.error))
 

@@ -15,6 +15,7 @@ ROOT = Path(harness.__file__).parent
 
 LAYERS = (
     ("__main__",),
+    ("ab",),
     ("plugin",),
     ("github",),
     ("session",),

@@ -25,6 +25,10 @@ class Pair:
     new: tuple[Record, ...]
     measures: tuple[Measure, ...]
     losses: Losses
+    broken: tuple[str, ...] = ()
+    """What laws say of the new side that they do not say of the base, where they were judged."""
+    evidence: tuple[str, ...] = ()
+    """What else is to be known of how it was measured."""
 
     def measure(self, name: str) -> Measure | None:
         """The figure of that name; none where it was not measured."""
@@ -44,6 +48,8 @@ class Pair:
         """Of speed and loss together: a faster run counts only if its loss goes where the base's does."""
         if self.losses.outcome in ("worse", "broken"):
             return f"{self.losses.outcome} loss"
+        if self.broken:
+            return "broken law"
         if self.speed == "faster" and not self.losses.holds:
             return "undecided"
         return self.speed
@@ -51,7 +57,7 @@ class Pair:
     @property
     def fails(self) -> bool:
         """It is a regression."""
-        return self.losses.outcome in ("worse", "broken") or self.speed == "slower"
+        return self.losses.outcome in ("worse", "broken") or bool(self.broken) or self.speed == "slower"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
-from harness.compare.statistic import CONFIDENCE, Run, Shift, shift, turns_for
+from harness.compare.statistic import Run, Shift, shift, turns_for
 from harness.record import Record
 from harness.throughput import NotMeasured, throughput, timed_steps
 
@@ -140,7 +140,7 @@ def judged(measure: Measure, probability: float, margin: float, together: int = 
     assert found is not None
     if 1 / (1 + margin) <= found.low and found.high <= 1 + margin:
         return replace(measure, outcome="equivalent", reason="")
-    if probability <= 1 - CONFIDENCE:
+    if probability <= 1 - found.confidence:
         return replace(measure, outcome="slower" if found.ratio > 1 else "faster", reason="")
     return replace(measure, outcome="undecided", reason=_advice(found, margin, together))
 

@@ -65,17 +65,18 @@ class Shift:
     ratio: float
     low: float
     high: float
-    """With `low` the interval of `CONFIDENCE`."""
+    """With `low` the interval of `confidence`."""
     probability: float
     """Of a difference as large where there is none."""
     turns: int = 0
     """Pairs of runs that took turns; 0 where they ran one after the other."""
+    confidence: float = CONFIDENCE
 
     @property
     def smallest(self) -> float:
         """The smallest difference that samples as noisy as these show in four of five comparisons; 0.05 is 5 %."""
         half = (math.log(self.high) - math.log(self.low)) / 2
-        needed = 1 + NormalDist().inv_cdf(0.8) / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+        needed = 1 + NormalDist().inv_cdf(0.8) / _quantile(self.confidence)
         return math.expm1(needed * half)
 
 
@@ -94,6 +95,26 @@ def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shi
     if steps < FEWEST:
         return f"{steps} timed steps, at least {FEWEST} are needed"
     return _one_after_the_other(base, new, min(steps, BLOCKS))
+
+
+def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE, between: float = 0.0) -> Shift:
+    """Of two processes that took turns: what each turn of the new one took more than its partner, on a log scale.
+
+    Turns average out what the machine does, and not what differs between the two processes for as long as they live.
+    That is added here, as the variance that it is: it widens the interval, and no number of turns makes it narrower.
+
+    Args:
+        differences: one a turn.
+        confidence: of the interval.
+        between: deviation of the log of a time between processes that run the same code.
+    """
+    centre, low, high, probability = signed_rank(differences, confidence)
+    reach = _quantile(confidence)
+    apart = 2 * (reach * between) ** 2
+    low, high = centre - math.sqrt((centre - low) ** 2 + apart), centre + math.sqrt((high - centre) ** 2 + apart)
+    nearer = (high - centre) if centre < 0 else (centre - low)  # the side on which there is no difference
+    chance = 2 * NormalDist().cdf(-reach * abs(centre) / nearer) if nearer else 1.0
+    return _shift(centre, low, high, max(probability, chance) if between else probability, len(differences), confidence)
 
 
 def in_turns(base: Sequence[Run], new: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -135,11 +156,11 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, float]:
+def signed_rank(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float, float]:
     """Of differences that are as likely to be of either sign: the centre, its interval, the probability.
 
     The interval holds the shifts that Wilcoxon's test does not reject; the centre is the median of the middles of all
-    pairs. Fewer than `TURNS` differences reject nothing.
+    pairs. Too few differences reject nothing (of 99.5 %: fewer than `TURNS`).
     """
     import numpy
 
@@ -150,21 +171,21 @@ def signed_rank(differences: Sequence[float]) -> tuple[float, float, float, floa
     middles = numpy.sort((values[first] + values[second]) / 2)
 
     # From both ends: where differences are of one size they may not be the same, and sides could not be exchanged.
-    outside = min(_rejected(values, middles), _rejected(-values, -middles[::-1]))
+    outside = min(_rejected(values, middles, confidence), _rejected(-values, -middles[::-1], confidence))
     low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
     return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
 
 
-def _rejected(values: Any, middles: Any) -> int:
+def _rejected(values: Any, middles: Any, confidence: float) -> int:
     """How many of the sorted middles the test rejects as the true difference, on each side."""
     count = len(values)
     if count > EXACT:
         spread = math.sqrt(count * (count + 1) * (2 * count + 1) / 24)
-        return int(count * (count + 1) / 4 - NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * spread)
+        return int(count * (count + 1) / 4 - _quantile(confidence) * spread)
 
     def rejected(place: int) -> bool:
         between = (middles[place] + middles[place + 1]) / 2  # where no difference is 0 and no two are of one size
-        return _wilcoxon(values - between) <= 1 - CONFIDENCE
+        return _wilcoxon(values - between) <= 1 - confidence
 
     outside, inside = 0, len(middles) // 2
     while outside < inside:
@@ -191,7 +212,7 @@ def _one_after_the_other(base: Sequence[Run], new: Sequence[Run], count: int) ->
     moved = [two - one for one, two in zip(_blocks(base, count), _blocks(new, count), strict=True)]
     centre = median((one + two) / 2 for place, one in enumerate(moved) for two in moved[place:])
     low, high = _within(_drift(moved), _between(base) + _between(new))
-    unit = high / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    unit = high / _quantile(CONFIDENCE)
     return _shift(centre, centre + low, centre + high, 2 * NormalDist().cdf(-abs(centre) / unit))
 
 
@@ -229,5 +250,12 @@ def _drift(blocks: Sequence[float]) -> float:
     )
 
 
-def _shift(centre: float, low: float, high: float, probability: float, turns: int = 0) -> Shift:
-    return Shift(math.exp(centre), math.exp(low), math.exp(high), probability, turns)
+def _quantile(confidence: float) -> float:
+    """Of how many deviations an interval reaches to both sides."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _shift(
+    centre: float, low: float, high: float, probability: float, turns: int = 0, confidence: float = CONFIDENCE
+) -> Shift:
+    return Shift(math.exp(centre), math.exp(low), math.exp(high), probability, turns, confidence)

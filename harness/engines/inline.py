@@ -16,6 +16,7 @@ from harness.record import Record
 if TYPE_CHECKING:
     from harness.progress import ProgressLine
     from harness.training.checkpoint import Shelf
+    from harness.training.watch import Pace
 
 
 class Inline:
@@ -24,11 +25,13 @@ class Inline:
     Args:
         root: a folder of the repository that holds the experiments, for its commit.
         progress: told of each step, with the case it belongs to, and cleared after each case.
+        pace: asked after each step when to go on.
     """
 
-    def __init__(self, root: Path, progress: ProgressLine | None = None) -> None:
+    def __init__(self, root: Path, progress: ProgressLine | None = None, pace: Pace | None = None) -> None:
         self._root = root
         self._progress = progress
+        self._pace = pace
         self._shelf: Shelf | None = None
 
     def submit(self, case: Case) -> Record:
@@ -41,7 +44,7 @@ class Inline:
             if self._shelf is None:
                 self._shelf = Shelf()
                 gc.freeze()  # each Trainer looks for garbage when it is done: libraries are none
-            return run(case, shelf=self._shelf, root=self._root, progress=self._told_of(case))
+            return run(case, shelf=self._shelf, root=self._root, progress=self._told_of(case), pace=self._pace)
         except BaseException as error:  # what `run` cannot record: an import that fails, Ctrl-C while torch is imported
             stopped = isinstance(error, KeyboardInterrupt)
             return Record(

@@ -177,7 +177,7 @@ def _behind(pair: Pair) -> list[str]:
         lines.append(f"loss {pair.losses.outcome}: {pair.losses.message}")
     if pair.verdict.endswith("loss") and pair.speed == "faster":
         lines.append("faster, but its loss does not hold: not comparable in value")
-    return lines
+    return [*lines, *(f"broken in new alone: {law}" for law in pair.broken), *pair.evidence]
 
 
 # JSON
@@ -191,6 +191,8 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
         "runs": [len(pair.base), len(pair.new)],
         "measures": [_measure_json(measure) for measure in pair.measures],
         "loss": vars(pair.losses),
+        "broken": pair.broken,
+        "evidence": pair.evidence,
     }
 
 

@@ -45,7 +45,7 @@ from harness.training.resume import NOWHERE, Keeping
 from harness.training.rows import Row, Rows, Table
 from harness.training.survey import Survey
 from harness.training.timing import StepClock, marks_of
-from harness.training.watch import Progress, Watch
+from harness.training.watch import Pace, Progress, Watch
 from harness.training.witness import Witness
 from harness.training.workload import Workload
 
@@ -56,6 +56,7 @@ def run(
     shelf: checkpoint.Shelf,
     root: Path,
     progress: Progress | None = None,
+    pace: Pace | None = None,
     fault: Fault | None = None,
 ) -> Record:
     """Train one case and bring back what there is to know of it. Never raises.
@@ -67,11 +68,12 @@ def run(
         shelf: keeps checkpoints between the cases of a file.
         root: a folder of the repository that holds the experiment, for its commit.
         progress: told of each step.
+        pace: asked after each step when to go on.
         fault: a mistake to make in it on purpose; what it changes is put back.
     """
     started, clock = datetime.now(UTC), perf_counter()
     evidence: dict[str, Any] = {"environment": environment.describe(root)}
-    outcome, reason, trace = _attempt(case, shelf, root, progress, fault or HEALTHY, evidence)
+    outcome, reason, trace = _attempt(case, shelf, root, progress, pace, fault or HEALTHY, evidence)
     return Record(
         outcome=outcome,
         reason=reason,
@@ -87,6 +89,7 @@ def _stages(
     shelf: checkpoint.Shelf,
     root: Path,
     progress: Progress | None,
+    pace: Pace | None,
     fault: Fault,
     patch: Patch,
     evidence: dict[str, Any],
@@ -114,7 +117,7 @@ def _stages(
     evidence["data"] = survey.found()
     compiling = Compiling(settings.train.compile)
     meter = machine.meter(device)
-    watch = _watch(loaded, work, survey, progress, witness, compiling, meter)
+    watch = _watch(loaded, work, survey, progress, pace, witness, compiling, meter)
     keeping = patch.enter_context(_keeping(case))
     memory = devices.PeakMemory(device)
     memory.watch()
@@ -167,13 +170,14 @@ def _attempt(
     shelf: checkpoint.Shelf,
     root: Path,
     progress: Progress | None,
+    pace: Pace | None,
     fault: Fault,
     evidence: dict[str, Any],
 ) -> tuple[Outcome, str, str]:
     """Outcome, reason and traceback of the stages."""
     try:
         with devices.matmul_precision("highest"), _no_bars(), Patch() as patch:
-            _stages(case, shelf, root, progress, fault, patch, evidence)
+            _stages(case, shelf, root, progress, pace, fault, patch, evidence)
     except Unavailable as error:
         return "skipped", str(error), ""
     except KeyboardInterrupt:
@@ -216,6 +220,7 @@ def _watch(
     work: Workload,
     survey: Survey,
     progress: Progress | None,
+    pace: Pace | None,
     witness: Witness | None,
     compiling: Compiling,
     meter: machine.Meter | None,
@@ -238,6 +243,7 @@ def _watch(
             work.device.wait, marks=marks_of(work.device.torch), compiling=lambda: compiling.seconds, meter=meter
         ),
         progress=progress,
+        pace=pace,
         witness=witness,
     )
 

@@ -40,6 +40,10 @@ VARIANTS = ("amsgrad", "maximize", "nesterov")
 Progress = Callable[[int, int, float, float], None]
 """Called after each step with step, steps, loss and samples per second."""
 
+Pace = Callable[[Lap], None]
+"""Called after each step with what the clock says of it. The training goes on when it returns, and no step's time holds
+what it took; what it raises ends the training."""
+
 
 class Watch:
     """The evidence of one training.
@@ -55,6 +59,7 @@ class Watch:
         steps: how many steps are declared.
         clock: of the device.
         progress: told of each step.
+        pace: asked after each step when to go on.
         witness: sees evaluations between steps.
     """
 
@@ -71,6 +76,7 @@ class Watch:
         steps: int,
         clock: StepClock,
         progress: Progress | None = None,
+        pace: Pace | None = None,
         witness: Witness | None = None,
     ) -> None:
         self._model = model
@@ -86,6 +92,7 @@ class Watch:
         self._declared = steps
         self._clock = clock
         self._progress = progress
+        self._pace = pace
         self._witness = witness
         self.digest = ""
         """Of the weights before the first step; empty until the loop begins."""
@@ -155,6 +162,8 @@ class Watch:
         """
         lap = self._clock.stop()
         self._note(lap, loss.detach().float().item(), None if norm is None else float(norm))
+        if self._pace is not None:
+            self._pace(lap)
         watching = self._clock.now() - lap.stopped
         self._clock.start()
         self._columns["watching_seconds"].append(watching + self._clock.starting_seconds)

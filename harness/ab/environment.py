@@ -1,0 +1,72 @@
+"""Virtual environments made from requirements files, and kept for the next time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+TAIL = 2_000
+"""Characters of pip's errors that are shown."""
+
+
+def cache() -> Path:
+    """Where environments are kept: below ``$XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pytest-finetune" / "environments"
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Environments by what they were made from. Nothing of the one that runs is seen in them."""
+
+    folder: Path = field(default_factory=cache)
+
+    def python(self, requirements: Path, more: str = "") -> Path:
+        """The interpreter of an environment that holds these requirements; made by pip where there is none yet.
+
+        Args:
+            requirements: a file for pip. Files that it names in turn are not looked into: what they say counts as it
+                was when the environment was made.
+            more: requirements beside those of the file.
+
+        Raises:
+            HarnessError: the file cannot be read, or pip cannot install what it says.
+        """
+        try:
+            text = requirements.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HarnessError(f"{requirements}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        said = "\n".join([sys.version, str(requirements.resolve().parent), text, more])
+        place = self.folder / hashlib.sha256(said.encode()).hexdigest()[:16]
+        if not place.exists():
+            self._make(place, requirements, more)
+        return _python(place)
+
+    def _make(self, place: Path, requirements: Path, more: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=self.folder))
+        try:
+            _call([sys.executable, "-m", "venv", str(unfinished)], f"{requirements}: no environment for it")
+            wanted = ["-r", str(requirements.resolve()), *more.split()]
+            pip = [str(_python(unfinished)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+            _call(pip, f"{requirements}: pip cannot install it", requirements.resolve().parent)
+            unfinished.rename(place)  # only what is whole is found the next time
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _python(place: Path) -> Path:
+    return place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _call(command: list[str], what: str, folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HarnessError(f"{what}:\n{(done.stderr or done.stdout).strip()[-TAIL:]}")

@@ -1,0 +1,118 @@
+"""A handle on a live process of one side."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from harness.errors import HarnessError
+
+TAIL = 2_000
+"""Characters of its standard error that are shown when it dies."""
+
+
+class SideFailed(HarnessError):
+    """A side cannot be run, or has died."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where a side's code and libraries are."""
+
+    name: str
+    """As it is shown: a revision, a requirements file."""
+    folder: Path
+    """The project, checked out."""
+    python: Path
+    """The interpreter whose libraries it uses."""
+
+    def environment(self) -> Mapping[str, str]:
+        """The project's own packages come from its folder, also where another checkout of it is installed."""
+        own = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
+        kept = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([*own, *kept]), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+class Live:
+    """One live process of a side; ends with the `with` block, whatever happens in it.
+
+    Args:
+        side: what it runs.
+        arguments: of `harness.ab.side`.
+        within: the folder it starts in, relative to the side's.
+    """
+
+    def __init__(self, side: Side, arguments: Sequence[str], within: Path = Path()) -> None:
+        self.side = side
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        command = [str(side.python), "-m", "harness.ab.side", *arguments]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                cwd=side.folder / within,
+                env=side.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for who started it, and who ends it
+            )
+        except OSError as error:
+            self._log.close()
+            raise SideFailed(f"{side.name}: cannot be run: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            SideFailed: the process has died; with the end of what it wrote.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._died() from None
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """What it says.
+
+        Raises:
+            SideFailed: nothing any more, or that it cannot go on.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            raise self._died() from None
+        if "error" in answer:
+            raise SideFailed(f"{self.side.name}: {answer['error']}\n{self._tail()}".rstrip())
+        return answer
+
+    def _died(self) -> SideFailed:
+        self._process.kill()
+        status = self._process.wait()
+        return SideFailed(f"{self.side.name}: its process ended with status {status}\n{self._tail()}".rstrip())
+
+    def _tail(self) -> str:
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - TAIL))
+        return self._log.read().decode(errors="replace").strip()

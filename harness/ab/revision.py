@@ -1,0 +1,92 @@
+"""Revisions of the user's project in worktrees that are gone afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness.ab.process import Side
+from harness.errors import HarnessError
+
+
+class Repository:
+    """The git repository around a folder.
+
+    Raises:
+        HarnessError: there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.root = Path(self._git("rev-parse", "--show-toplevel"))
+        self.within = folder.resolve().relative_to(self.root.resolve())
+        """Where in it the folder is."""
+
+    def commit(self, revision: str) -> str:
+        """The commit that a revision names.
+
+        Raises:
+            HarnessError: it names none.
+        """
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        except HarnessError:
+            raise HarnessError(f"{revision}: found no such revision, expected a commit, branch or tag") from None
+
+    def between(self, good: str, bad: str) -> list[str]:
+        """The commits after `good` up to `bad`, the oldest first, along first parents.
+
+        Raises:
+            HarnessError: `good` is no ancestor of `bad`, or there is nothing between them.
+        """
+        with suppress(HarnessError):
+            self._git("merge-base", "--is-ancestor", good, bad)
+            found = self._git("rev-list", "--reverse", "--first-parent", f"{good}..{bad}").split()
+            if found:
+                return found
+        raise HarnessError(f"{bad}: found no commit after {good}, expected one that comes from it")
+
+    def title(self, commit: str) -> str:
+        """Short name and subject."""
+        return self._git("log", "-1", "--format=%h %s", commit)
+
+    @contextmanager
+    def checked_out(self, revision: str) -> Iterator[Side]:
+        """A revision in a worktree of its own, with this environment's libraries.
+
+        Raises:
+            HarnessError: there is no such revision, or git cannot check it out.
+        """
+        commit = self.commit(revision)
+        with tempfile.TemporaryDirectory(prefix="harness-ab-", ignore_cleanup_errors=True) as parent:
+            folder = Path(parent) / "project"
+            try:
+                self._git("worktree", "add", "--detach", str(folder), commit)
+                yield Side(revision, folder, Path(sys.executable))
+            finally:
+                with suppress(HarnessError):
+                    self._git("worktree", "remove", "--force", "--force", str(folder))
+
+    def as_it_is(self) -> Side:
+        """The working tree, with what is not committed."""
+        return Side("working tree", self.root, Path(sys.executable))
+
+    def _git(self, *arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", *arguments],
+                cwd=self._folder,
+                capture_output=True,
+                text=True,
+                check=True,
+                start_new_session=True,  # a Ctrl-C must not stop the removal of a worktree halfway
+            )
+        except FileNotFoundError:
+            raise HarnessError("git: not found, and revisions need it") from None
+        except subprocess.CalledProcessError as error:
+            raise HarnessError(f"git {arguments[0]}: {error.stderr.strip() or 'failed'}") from None
+        return done.stdout.strip()

@@ -1,0 +1,130 @@
+"""Two trainings that take turns, a fraction of a second each, until it is clear who is slower or the time is over.
+
+Turns come in fours, base-new-new-base or the other way round, as a coin says. The two of a pair train the very same
+steps, so what differs is not the batch; drift over a four is in both sides alike. The first and the fourth turn of a
+four, or the second and the third, are of one side: of the base they show, in the same job, what a difference looks like
+where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol
+
+TURN = 0.03
+"""Seconds of a turn at least; one of whole steps. The shorter, the more pairs and the more alike their two turns: on
+the recorded step times of a busy machine (benchmarks/results/traces.jsonl.xz, 60 seconds a side) turns of a quarter of
+a second gave intervals nearly twice as wide."""
+
+WARM_UP = 5
+"""Steps of each side that nobody looks at; as many follow to see how long one takes."""
+
+COMPILING = 50
+"""Steps at most that a warm-up goes on for while steps still compile."""
+
+LOOKS = ((0.25, 0.1), (0.5, 0.2), (1.0, 0.7))
+"""When the turns are looked at, as a share of the time budget, and what share of the chance of a false alarm that look
+may spend (alpha spending with a schedule fixed in advance: Lan and DeMets, Biometrika 1983). The shares sum to 1, so by
+Bonferroni's inequality looking three times gives no more false alarms than looking once. When a look comes depends on
+the time that both sides took together, which says nothing of who was slower."""
+
+Steps = dict[str, list[float]]
+"""Columns with an entry a step: `seconds`, `processor_seconds`, `compile_seconds`."""
+
+
+class Stepping(Protocol):
+    """A training that goes on by as many steps as it is asked for."""
+
+    def steps(self, number: int) -> Steps:
+        """Train on, and say what each step took."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Some steps of one side that followed each other."""
+
+    seconds: tuple[float, ...]
+    processor_seconds: tuple[float, ...]
+
+    def logs(self, column: str) -> list[float] | None:
+        """Natural logarithms of what the steps took by a clock; none where it is too coarse for them."""
+        found: tuple[float, ...] = getattr(self, column)
+        return [math.log(each) for each in found] if all(each > 0 for each in found) else None
+
+
+Pair = tuple[Turn, Turn]
+"""Turns of base and new over the same steps, one right after the other."""
+
+
+@dataclass
+class Turns:
+    """What the turns have shown until now."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    alike: list[Pair] = field(default_factory=list)
+    """Pairs of turns of the base, of which a coin says which is called new."""
+    seconds: float = 0.0
+    """Of all turns together, by the clock on the wall."""
+
+    def differences(self, column: str) -> list[float] | None:
+        """What each turn of new took more than its partner, on a log scale; none where a clock is too coarse."""
+        found = []
+        for base, new in self.pairs:
+            one, two = base.logs(column), new.logs(column)
+            if one is None or two is None:
+                return None
+            found.append(median(after - before for before, after in zip(one, two, strict=True)))
+        return found
+
+    def calibration(self) -> list[float]:
+        """The same by the clock on the wall of the base and itself; its turns are of other steps."""
+        sides = [(one.logs("seconds"), two.logs("seconds")) for one, two in self.alike]
+        return [median(two) - median(one) for one, two in sides if one and two]
+
+
+def alternate(base: Stepping, new: Stepping, budget: float, chance: random.Random) -> Iterator[tuple[Turns, float]]:
+    """Take turns; at each look what there is, and the share of the chance of a false alarm that it may spend.
+
+    Args:
+        base: of the one side, begun.
+        new: of the other.
+        budget: seconds of all turns together.
+        chance: the coin.
+    """
+    number = max(1, math.ceil(TURN / max(warm_up(base), warm_up(new), 1e-6)))
+    turns = Turns()
+    for share, spent in LOOKS:
+        while turns.seconds < share * budget:
+            _four(turns, base, new, number, chance)
+        yield turns, spent
+
+
+def warm_up(side: Stepping) -> float:
+    """Train the first steps; the seconds of a step after them (the median)."""
+    side.steps(WARM_UP)
+    for _ in range(COMPILING // WARM_UP):
+        found = side.steps(WARM_UP)
+        if not any(found["compile_seconds"]):
+            break
+    return median(found["seconds"])
+
+
+def _four(turns: Turns, base: Stepping, new: Stepping, number: int, chance: random.Random) -> None:
+    sides = {"base": base, "new": new}
+    order = ("base", "new", "new", "base") if chance.random() < 0.5 else ("new", "base", "base", "new")
+    done = [(name, _turn(sides[name], number)) for name in order]
+    for first, second in (done[:2], done[2:]):
+        found = dict((first, second))
+        turns.pairs.append((found["base"], found["new"]))
+    own = [turn for name, turn in done if name == "base"]
+    turns.alike.append((own[0], own[1]) if chance.random() < 0.5 else (own[1], own[0]))
+    turns.seconds += math.fsum(second for _, turn in done for second in turn.seconds)
+
+
+def _turn(side: Stepping, number: int) -> Turn:
+    found = side.steps(number)
+    return Turn(tuple(found["seconds"]), tuple(found["processor_seconds"]))
