@@ -23,7 +23,6 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.plan import Case
     from harness.plugin import Planned
-    from harness.training.timing import Lap
 
 LEFT_OUT = frozenset({"saved", "resumed", "exploration"})
 """Probes that start another process or search for texts: they take long, and say nothing of a step."""
@@ -72,11 +71,11 @@ class Pacer:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._laps: list[Lap] = []
+        self._laps: list[Any] = []
         self._left = 1
 
-    def __call__(self, lap: Lap) -> None:
-        """A step is over; after the last that was asked for, say what they took and wait.
+    def __call__(self, lap: Any) -> None:
+        """A step is over, and this `Lap` is what the clock says of it; after the last that was asked for, wait.
 
         Raises:
             Stopped: no more are wanted.
