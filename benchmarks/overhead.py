@@ -159,13 +159,12 @@ def steps(file: Path, loops: int) -> tuple[Comparison, Comparison]:
     from harness import plan
     from harness.experiment import read
     from harness.laws import LAWS
-    from harness.training import checkpoint, devices, run, workload
-    from harness.training.loops import LOOPS
-    from harness.training.survey import Survey
+    from harness.training import checkpoint
+    from harness.training.run import run
 
     experiment = read(file, {law.name: law.options for law in LAWS})
     (case,) = plan.cases(experiment, ["cpu"], root=file.parent.parent)
-    loaded = checkpoint.load(case.settings)
+    loaded, shelf = checkpoint.load(case.settings), checkpoint.Shelf()
     said = yaml.safe_load(file.read_text())
     ours: list[float] = []
     watched: list[float] = []
@@ -179,13 +178,10 @@ def steps(file: Path, loops: int) -> tuple[Comparison, Comparison]:
             next(others).item()
             took.append(perf_counter() - started)
 
-        work = workload.prepare(loaded, case.settings, devices.find("cpu"))
-        watch = run._watch(loaded, work, Survey(loaded, work), take_turns, None)
-        try:
-            LOOPS["custom"](work, watch)
-        finally:
-            watch.close()
-        found = watch.steps()
+        record = run(case, shelf=shelf, root=file.parent.parent, progress=take_turns)
+        if not record.finished:
+            raise SystemExit(record.traceback or record.reason)
+        found = record.steps
         whole = map(sum, zip(found.seconds, found.watching_seconds, strict=True))
         ours += found.seconds[WARM_UP:]
         watched += [seconds - other for seconds, other in zip(whole, took, strict=True)][WARM_UP:]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -57,22 +56,12 @@ def _counted(work: Workload) -> Counters:
     train = work.train.model_copy(update={"steps": (LAUNCHES if on_cuda else COUNTED) + 1, "epochs": None})
     own = replace(work, model=model, train=train, split=None, drawn=Drawn(), keeping=NOWHERE)
     counting = Counting(work.device, model)
-    with torch.random.fork_rng(devices=[work.device.torch] if on_cuda else []), work.products(), _little_garbage():
+    with torch.random.fork_rng(devices=[work.device.torch] if on_cuda else []), work.products():
         try:
             LOOPS[train.loop](own, counting)
         finally:
             counting.close()
     return counting.found()
-
-
-@contextmanager
-def _little_garbage() -> Iterator[None]:
-    """Let who collects garbage look at new objects alone: Accelerate does at each end, and all of torch takes long."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class Counting:
