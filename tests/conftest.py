@@ -9,7 +9,7 @@ from project import Project
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kept() -> None:
+def libraries_are_no_garbage() -> None:
     """What is imported by now is no garbage: each Trainer looks for some when it is done, for longer than it trains."""
     gc.collect()
     gc.freeze()

@@ -172,5 +172,6 @@ def test_every_closer_law_is_broken_by_a_fault(law: str) -> None:
         "accumulation_equivalent",
         "scaler_used_right",
         "resume_equivalent",
-    }  # in test_tasks_live, test_prior, test_adapters, test_evaluation, test_faults_of_choices, test_resume
+        "packing_changes_nothing",
+    }  # in test_tasks_live, _prior, _adapters, _evaluation, _faults_of_choices, _resume, _equivalence
     assert law in {item.rpartition("::")[2] for red in FAULTS.values() for item in red} | elsewhere
