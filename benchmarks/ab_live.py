@@ -25,7 +25,8 @@ from time import perf_counter, time_ns
 from measure import environment
 from tabulate import tabulate
 
-from harness.ab import Job, Repository, compare_sides
+from harness.ab.job import Job, compare_sides
+from harness.ab.revision import Repository
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {"tiny": "experiments/tiny.yaml", "MiniLM": "experiments/course.yaml"}

@@ -6,20 +6,18 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.ab.command import add_ab, add_bisect, share
 from harness.errors import HarnessError, InvalidExperiment, count, meant
 
 if TYPE_CHECKING:
-    from harness.ab import Job
     from harness.compare import Comparison, Table
     from harness.journal import Journal
     from harness.mutation import Mutant, Subject
@@ -103,13 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         "several times",
     )
     compare.add_argument(
-        "--margin", type=_share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
     )
     compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
     compare.set_defaults(command=_compare)
 
-    _add_ab(commands)
+    add_ab(commands)
+    add_bisect(commands)
 
     baseline = commands.add_parser("baseline", help="keep records to compare later runs with: pytest --baseline")
     actions = baseline.add_subparsers(required=True, metavar="ACTION")
@@ -153,50 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
     report.set_defaults(command=_report)
     return parser
-
-
-def _add_ab(commands: Any) -> None:
-    ab = commands.add_parser(
-        "ab", help="compare two revisions of this project, or two sets of libraries, in turns on this machine"
-    )
-    ab.add_argument("base", nargs="?", metavar="BASE_REV", help="revision of this repository to compare with")
-    ab.add_argument("new", nargs="?", metavar="NEW_REV", help="(default: the working tree as it is)")
-    ab.add_argument(
-        "--against-env",
-        type=Path,
-        metavar="FILE",
-        help="compare with the libraries of this requirements file instead of with a revision",
-    )
-    _add_job(ab)
-    ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    ab.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
-    ab.set_defaults(command=_ab)
-
-
-def _add_job(parser: argparse.ArgumentParser) -> None:
-    """What is to be compared, and how long it may take."""
-    parser.add_argument(
-        "--experiments",
-        nargs="+",
-        default=["experiments"],
-        metavar="PATH",
-        help="experiment files or folders (%(default)s)",
-    )
-    parser.add_argument("-k", dest="selection", metavar="EXPRESSION", help="these cases alone, as for pytest")
-    parser.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
-    parser.add_argument(
-        "--budget", type=_seconds, default=120.0, metavar="SECONDS", help="of turns a case at most (%(default)g)"
-    )
-    parser.add_argument(
-        "--across",
-        action="append",
-        default=[],
-        metavar="AXIS",
-        help="what may differ between sides, as for compare",
-    )
-    parser.add_argument(
-        "--margin", type=_share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
-    )
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -332,82 +287,11 @@ def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number between 0 and 1, such as 0.03")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number of seconds, 1 or more")
-    return value
-
-
-def _ab(options: argparse.Namespace) -> int:
-    """0 if nothing has regressed, 1 if something has, 2 if the sides cannot be compared."""
-    from harness.ab import LIBRARIES, Environments, Repository, Side, compare_sides, stopped_once
-
-    if (options.base is None) == (options.against_env is None):
-        raise HarnessError("found neither or both of BASE_REV and --against-env, expected one of them")
-    with stopped_once(), contextlib.ExitStack() as sides:
-        job, folder = _job(options), Path.cwd()
-        if options.against_env is not None:
-            base = Side(str(options.against_env), folder, Environments().python(options.against_env))
-            new = Side("this environment", folder, Path(sys.executable))
-            job = replace(job, across=(*job.across, LIBRARIES))
-        else:
-            repository = Repository(folder)
-            job = replace(job, within=repository.within)
-            base = sides.enter_context(repository.checked_out(options.base))
-            new = sides.enter_context(repository.checked_out(options.new)) if options.new else repository.as_it_is()
-        found = compare_sides(base, new, job, _tell)
-    _write(options, found)
-    return 1 if found.fails else 0
-
-
-def _job(options: argparse.Namespace) -> Job:
-    from harness.ab import Job
-
-    _require([Path(path) for path in options.experiments])
-    return Job(
-        experiments=tuple(os.path.relpath(path) for path in options.experiments),
-        options=(
-            *(f"--device={name}" for name in options.device or ()),
-            *(("-k", options.selection) if options.selection else ()),
-        ),
-        across=tuple(options.across),
-        budget=options.budget,
-        margin=options.margin,
-        seed=time.time_ns(),
-    )
-
-
-def _tell(text: str) -> None:
-    """Say on a terminal how far it is."""
-    if sys.stderr.isatty():
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _write(options: argparse.Namespace, found: Comparison | Table) -> None:
-    """In the format, and to the place, that is asked for."""
-    from harness.report import comparison_json, comparison_markdown, comparison_text
-
-    printers = {"text": comparison_text, "markdown": comparison_markdown, "json": comparison_json}
-    page = printers[options.format](found).rstrip() + "\n"
-    if options.output is None:
-        print(page, end="")
-    else:
-        options.output.write_text(page, encoding="utf-8")
-
-
 def _compare(options: argparse.Namespace) -> int:
     """0 if nothing has regressed, 1 if something has, 2 if the runs cannot be compared."""
     from harness import store
     from harness.compare import NotComparable, check_axes
-    from harness.report import comparison_json
+    from harness.report import comparison_json, write
 
     readings = [store.load(address) for address in options.addresses]
     problems = tuple(problem for reading in readings for problem in reading.problems)
@@ -420,7 +304,7 @@ def _compare(options: argparse.Namespace) -> int:
         print("\n".join([*problems, str(error)]), file=sys.stderr)
         return 2
     found = replace(found, notes=(*problems, *found.notes))
-    _write(options, found)
+    write(found, options.format, options.output)
     return 1 if found.fails else 0
 
 

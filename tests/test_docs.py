@@ -35,9 +35,20 @@ def test_every_option_of_compare_is_documented(option: str) -> None:
     assert f"| `{option}`" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("option", ["--against-env FILE", "--experiments PATH", "-k EXPRESSION", "--budget SECONDS"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--against-env FILE",
+        "--experiments PATH",
+        "-k EXPRESSION",
+        "--budget SECONDS",
+        "--package NAME",
+        "--releases LIST",
+        "--requirements FILE",
+    ],
+)
 def test_every_option_of_ab_is_documented(option: str) -> None:
-    """Options of `harness ab` have their row."""
+    """Options of `harness ab` and `harness bisect` have their row."""
     assert f"| `{option}" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
 
 

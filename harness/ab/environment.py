@@ -62,11 +62,44 @@ class Environments:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def releases(package: str, wanted: str = "") -> list[str]:
+    """Releases of a package, the oldest first.
+
+    Args:
+        package: as pip knows it.
+        wanted: ``5.20,5.21,5.22`` are these; ``5.20..5.22`` are all from one to the other that pip's index has, and
+            nothing is all that it has.
+
+    Raises:
+        HarnessError: there are fewer than two, or the index has none.
+    """
+    first, between, last = wanted.partition("..")
+    if wanted and not between:
+        found = [each.strip() for each in wanted.split(",") if each.strip()]
+    else:
+        found = _of_index(package)
+        for end in filter(None, (first, last)):
+            if end not in found:
+                raise HarnessError(f"{package} {end}: found no such release, expected one of {', '.join(found)}")
+        found = found[found.index(first) if first else 0 : found.index(last) + 1 if last else None]
+    if len(found) < 2:
+        raise HarnessError(f"{package}: found {', '.join(found) or 'no release'}, expected two releases or more")
+    return found
+
+
+def _of_index(package: str) -> list[str]:
+    command = [sys.executable, "-m", "pip", "index", "versions", "--disable-pip-version-check", package]
+    said = _call(command, f"{package}: pip knows no releases of it")
+    line = next((line for line in said.splitlines() if line.startswith("Available versions:")), "")
+    return [each.strip() for each in line.partition(":")[2].split(",") if each.strip()][::-1]
+
+
 def _python(place: Path) -> Path:
     return place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _call(command: list[str], what: str, folder: Path | None = None) -> None:
+def _call(command: list[str], what: str, folder: Path | None = None) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HarnessError(f"{what}:\n{(done.stderr or done.stdout).strip()[-TAIL:]}")
+    return done.stdout

@@ -175,7 +175,7 @@ class Timed:
         if itself.probability <= 1 - CONFIDENCE:
             why = "the base differs from itself in the same job: this machine's times are no measurement now"
             times = [replace(one, outcome="undecided", reason=why) for one in times]
-        note = f"base against itself in the same job: {_shown(itself)}; {_shown_turns(turns)}"
+        note = f"base against itself in the same job: {shown(itself)}; {_shown_turns(turns)}"
         return replace(self.pair, measures=(*times, *self.pair.measures), evidence=(*self.pair.evidence, note))
 
     def decides(self, pair: Pair) -> bool:
@@ -198,7 +198,8 @@ class Timed:
         return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {floor:.1%}")
 
 
-def _shown(found: Shift) -> str:
+def shown(found: Shift) -> str:
+    """``+5.2% (+3.1% to +7.4%)``."""
     return f"{found.ratio - 1:+.1%} ({found.low - 1:+.1%} to {found.high - 1:+.1%})"
 
 

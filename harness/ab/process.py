@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,12 @@ class Side:
     """The interpreter whose libraries it uses."""
 
     def environment(self) -> Mapping[str, str]:
-        """The project's own packages come from its folder, also where another checkout of it is installed."""
+        """The project's own packages come from its folder, also where another checkout of it is installed. What else
+        is on the path of this process is not for another interpreter.
+        """
         own = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
-        kept = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        others = os.environ.get("PYTHONPATH", "") if self.python == Path(sys.executable) else ""
+        kept = [path for path in others.split(os.pathsep) if path]
         return {**os.environ, "PYTHONPATH": os.pathsep.join([*own, *kept]), "PYTHONDONTWRITEBYTECODE": "1"}
 
 

@@ -41,11 +41,12 @@ class Repository:
         """The commits after `good` up to `bad`, the oldest first, along first parents.
 
         Raises:
-            HarnessError: `good` is no ancestor of `bad`, or there is nothing between them.
+            HarnessError: one of them is no revision, or `bad` does not come from `good`.
         """
+        one, two = self.commit(good), self.commit(bad)
         with suppress(HarnessError):
-            self._git("merge-base", "--is-ancestor", good, bad)
-            found = self._git("rev-list", "--reverse", "--first-parent", f"{good}..{bad}").split()
+            self._git("merge-base", "--is-ancestor", one, two)
+            found = self._git("rev-list", "--reverse", "--first-parent", f"{one}..{two}").split()
             if found:
                 return found
         raise HarnessError(f"{bad}: found no commit after {good}, expected one that comes from it")

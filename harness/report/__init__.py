@@ -1,6 +1,6 @@
 """Summaries, and tables of laws and of faults, printed: for the terminal, and as Markdown."""
 
-from harness.report.comparison import comparison_json, comparison_lines, comparison_markdown, comparison_text
+from harness.report.comparison import comparison_json, comparison_lines, comparison_markdown, comparison_text, write
 from harness.report.laws import laws_markdown
 from harness.report.markdown import markdown
 from harness.report.mutation import mutation_markdown, mutation_text
@@ -20,4 +20,5 @@ __all__ = [
     "mutation_text",
     "summarise",
     "terminal",
+    "write",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -64,6 +65,16 @@ def comparison_json(found: Found | NotComparable) -> str:
         said = {"verdict": _overall(found), "across": found.across, "sides": found.sides}
         said |= {"cases": [_pair_json(pair) for pair in found.pairs], "notes": found.notes}
     return json.dumps({"format": FORMAT, **said}, indent=2, allow_nan=False) + "\n"
+
+
+def write(found: Found, form: str, output: Path | None) -> None:
+    """Print it as ``text``, ``markdown`` or ``json``, or write it to a file."""
+    printers = {"text": comparison_text, "markdown": comparison_markdown, "json": comparison_json}
+    page = printers[form](found).rstrip() + "\n"
+    if output is None:
+        print(page, end="")
+    else:
+        output.write_text(page, encoding="utf-8")
 
 
 def tally(found: Found) -> str:

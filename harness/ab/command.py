@@ -1,0 +1,201 @@
+"""The commands `harness ab` and `harness bisect`: options in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, count
+
+if TYPE_CHECKING:
+    from harness.ab.bisect import Culprit
+    from harness.ab.job import Job
+    from harness.ab.process import Side
+    from harness.compare import Comparison
+
+
+def add_ab(commands: Any) -> None:
+    """`harness ab`."""
+    ab = commands.add_parser(
+        "ab", help="compare two revisions of this project, or two sets of libraries, in turns on this machine"
+    )
+    ab.add_argument("base", nargs="?", metavar="BASE_REV", help="revision of this repository to compare with")
+    ab.add_argument("new", nargs="?", metavar="NEW_REV", help="(default: the working tree as it is)")
+    ab.add_argument(
+        "--against-env",
+        type=Path,
+        metavar="FILE",
+        help="compare with the libraries of this requirements file instead of with a revision",
+    )
+    _add_job(ab)
+    ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
+    ab.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    ab.set_defaults(command=_ab)
+
+
+def add_bisect(commands: Any) -> None:
+    """`harness bisect`."""
+    bisect = commands.add_parser(
+        "bisect", help="find the revision, or the release of a library, that made training slower or wrong"
+    )
+    bisect.add_argument("good", nargs="?", metavar="GOOD_REV", help="a revision that is not slow")
+    bisect.add_argument("bad", nargs="?", metavar="BAD_REV", help="a later one that is")
+    bisect.add_argument("--package", metavar="NAME", help="search among releases of this library instead")
+    bisect.add_argument(
+        "--releases",
+        default="",
+        metavar="LIST",
+        help="5.20,5.21,5.22, or 5.20..5.22 for all between that pip's index has (default: all of it)",
+    )
+    bisect.add_argument("--requirements", type=Path, metavar="FILE", help="what else the project needs, for pip")
+    _add_job(bisect)
+    bisect.set_defaults(command=_bisect)
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    """What is to be compared, and how long it may take."""
+    parser.add_argument(
+        "--experiments",
+        nargs="+",
+        default=["experiments"],
+        metavar="PATH",
+        help="experiment files or folders (%(default)s)",
+    )
+    parser.add_argument("-k", dest="selection", metavar="EXPRESSION", help="these cases alone, as for pytest")
+    parser.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
+    parser.add_argument(
+        "--budget", type=_seconds, default=120.0, metavar="SECONDS", help="of turns a case at most (%(default)g)"
+    )
+    parser.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        metavar="AXIS",
+        help="what may differ between sides, as for compare",
+    )
+    parser.add_argument(
+        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+    )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number of seconds, 1 or more")
+    return value
+
+
+def share(text: str) -> float:
+    """An option that is a share of something."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number between 0 and 1, such as 0.03")
+    return value
+
+
+def _ab(options: argparse.Namespace) -> int:
+    """0 if nothing has regressed, 1 if something has, 2 if the sides cannot be compared."""
+    from harness.ab.environment import Environments
+    from harness.ab.job import LIBRARIES, compare_sides
+    from harness.ab.process import Side
+    from harness.ab.revision import Repository
+    from harness.ab.stopping import stopped_once
+    from harness.report import write
+
+    if (options.base is None) == (options.against_env is None):
+        raise HarnessError("found neither or both of BASE_REV and --against-env, expected one of them")
+    with stopped_once(), contextlib.ExitStack() as sides:
+        job, folder = _job(options), Path.cwd()
+        if options.against_env is not None:
+            base = Side(str(options.against_env), folder, Environments().python(options.against_env))
+            new = Side("this environment", folder, Path(sys.executable))
+            job = replace(job, across=(*job.across, LIBRARIES))
+        else:
+            repository = Repository(folder)
+            job = replace(job, within=repository.within)
+            base = sides.enter_context(repository.checked_out(options.base))
+            new = sides.enter_context(repository.checked_out(options.new)) if options.new else repository.as_it_is()
+        found = compare_sides(base, new, job, _tell)
+    write(found, options.format, options.output)
+    return 1 if found.fails else 0
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    """1 if the culprit is found, 0 if the bad end is not bad, 2 if it cannot be said."""
+    from harness.ab.bisect import search
+    from harness.ab.environment import Environments, releases
+    from harness.ab.job import LIBRARIES, compare_sides
+    from harness.ab.process import Side
+    from harness.ab.revision import Repository
+    from harness.ab.stopping import stopped_once
+
+    with stopped_once(), contextlib.ExitStack() as sides:
+        job, folder = _job(options), Path.cwd()
+        if options.package is not None:
+            if options.requirements is None or options.good is not None:
+                raise HarnessError("--package: expected --requirements FILE with it, and no revisions")
+            first, *candidates = releases(options.package, options.releases)
+            job, environments = replace(job, across=(*job.across, LIBRARIES)), Environments()
+
+            def side(name: str) -> contextlib.AbstractContextManager[Side]:
+                python = environments.python(options.requirements, f"{options.package}=={name}")
+                return contextlib.nullcontext(Side(f"{options.package} {name}", folder, python))
+        else:
+            if options.good is None or options.bad is None:
+                raise HarnessError("found no GOOD_REV or no BAD_REV, expected both, or --package")
+            repository = Repository(folder)
+            first, candidates = options.good, repository.between(options.good, options.bad)
+            job, side = replace(job, within=repository.within), repository.checked_out  # type: ignore[assignment]
+        base = sides.enter_context(side(first))
+
+        def attempt(name: str) -> Comparison:
+            with side(name) as new:
+                return compare_sides(base, new, job, _tell)
+
+        found = search(candidates, attempt, lambda probe: print(f"{probe.name[:12]}: {probe.state}: {probe.reason}"))
+    print(_culprit(found, (lambda name: f"{options.package} {name}") if options.package else repository.title))
+    return 1 if found.found else 0 if found.probes[0].state == "good" else 2
+
+
+def _culprit(found: Culprit, title: Callable[[str], str]) -> str:
+    """What the search came to."""
+    names = [title(name) for name in found.suspects]
+    if not names:
+        return f"nothing to search for: the bad end is {found.probes[0].state}"
+    sure = f"{found.certainty:.1%} sure, from {count(len(found.probes), 'comparison')}"
+    if found.found:
+        return f"{names[0]} is the first bad one ({sure})"
+    return "\n".join([f"the first bad one is among these, of which the others cannot be told ({sure}):", *names])
+
+
+def _job(options: argparse.Namespace) -> Job:
+    from harness.ab.job import Job
+
+    for path in map(Path, options.experiments):
+        if not path.exists():
+            raise HarnessError(f"{path}: no such file or folder")
+    return Job(
+        experiments=tuple(os.path.relpath(path) for path in options.experiments),
+        options=(
+            *(f"--device={name}" for name in options.device or ()),
+            *(("-k", options.selection) if options.selection else ()),
+        ),
+        across=tuple(options.across),
+        budget=options.budget,
+        margin=options.margin,
+        seed=time.time_ns(),
+    )
+
+
+def _tell(text: str) -> None:
+    """Say on a terminal how far it is."""
+    if sys.stderr.isatty():
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
