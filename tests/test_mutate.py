@@ -95,6 +95,14 @@ def test_rounding_makes_no_difference() -> None:
     assert alike(record(steps={"loss": tuple(loss * (1 + 1e-6) for loss in losses)}), HEALTHY)
     assert not alike(record(steps={"loss": tuple(loss * (1 + 1e-3) for loss in losses)}), HEALTHY)
     assert alike(record(loss_of_twin(math.nan)), loss_of_twin(math.nan))
+    few, all_moved = record(steps={"unmoved": (3e-6,) * 8}), record(steps={"unmoved": (0.0,) * 8})
+    assert alike(few, all_moved)
+    assert not alike(record(steps={"unmoved": (1e-3,) * 8}), all_moved)
+
+
+def test_a_generator_from_which_nothing_is_drawn_makes_no_difference() -> None:
+    """Where it stands is nothing that a training leaves."""
+    assert alike(record(steps={"random": ("elsewhere",) * 8}), HEALTHY)
 
 
 def test_slow_laws_are_asked_last(subject: Subject[Fault]) -> None:
