@@ -1,6 +1,7 @@
 """The statistics of comparisons: properties that hold for any samples, and simulations whose truth is known."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy
@@ -8,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.compare.statistic import CONFIDENCE, FEWEST, TURNS, Run, Shift, holm, in_turns, shift, signed_rank
+from harness.compare.statistic import (
+    CONFIDENCE,
+    FEWEST,
+    TURNS,
+    Run,
+    Shift,
+    holm,
+    in_turns,
+    locally,
+    paired,
+    shift,
+    signed_rank,
+)
 
 Noise = Callable[[numpy.random.Generator, int], numpy.ndarray]
 
@@ -244,3 +257,62 @@ def test_the_smallest_difference_is_found_in_four_of_five() -> None:
     """A difference as large as `smallest` says is found about as often as it says."""
     smallest = numpy.median([one.smallest for one in simulated(white, 12, 20, 0.0, 50)])
     assert 65 <= alarms(simulated(white, 12, 20, float(smallest), 100)) <= 95
+
+
+# Many differences of a machine that is quiet now and busy then
+
+
+def busy_now_and_then(generator: random.Random, number: int = 400) -> list[float]:
+    """Differences whose scale changes tenfold every hundred or so, with tails."""
+    scale, found = 0.01, []
+    for _ in range(number):
+        if generator.random() < 0.01:
+            scale = 0.01 * 10 ** generator.uniform(0, 1)
+        found.append(scale * generator.gauss(0, 1) / max(0.2, generator.random()))
+    return found
+
+
+def test_many_differences_cry_wolf_as_rarely_as_promised() -> None:
+    """0.5 % of comparisons of equal code: of 300, the number is within what chance allows."""
+    generator = random.Random(1)
+    alarms = sum(locally(busy_now_and_then(generator))[3] <= 1 - CONFIDENCE for _ in range(300))
+    assert alarms <= 6
+
+
+def test_quiet_times_say_more_than_busy_ones() -> None:
+    """The interval holds the truth, and is narrower than that of ranks, which know nothing of time."""
+    generator, widths, holds = random.Random(2), [0.0, 0.0], 0
+    for _ in range(20):
+        differences = [0.03 + one for one in busy_now_and_then(generator)]
+        (_, low, high, _), (_, least, most, _) = locally(differences), signed_rank(differences)
+        widths = [widths[0] + high - low, widths[1] + most - least]
+        holds += low < 0.03 < high
+    assert widths[0] < 0.9 * widths[1]
+    assert holds >= 19
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(51, 120), st.floats(-0.5, 0.5), st.integers(0, 1000))
+def test_many_differences_may_be_exchanged_and_moved(number: int, by: float, seed: int) -> None:
+    """Base and new may change places; what is added to all is added to the interval."""
+    differences = busy_now_and_then(random.Random(seed), number)
+    centre, low, high, probability = locally(differences)
+    assert low <= centre <= high
+    assert locally([-one for one in differences]) == pytest.approx((-centre, -high, -low, probability), abs=1e-6)
+    assert locally([one + by for one in differences])[:3] == pytest.approx((centre + by, low + by, high + by), abs=1e-6)
+
+
+@pytest.mark.parametrize("differences", [[0.0] * 60, [0.0] * 40 + [1.0] * 20, [1.0] * 60, [0.0, -1.0] * 40])
+def test_differences_of_a_coarse_clock_are_no_trouble(differences: list[float]) -> None:
+    """Most are 0, or all the same."""
+    centre, low, high, probability = locally(differences)
+    assert low <= centre <= high
+    assert 0 <= probability <= 1
+
+
+def test_what_processes_differ_by_widens_the_interval() -> None:
+    """To both sides, and however many differences there are."""
+    differences = busy_now_and_then(random.Random(3))
+    one, two = paired(differences), paired(differences, between=0.01)
+    assert two.low < one.low < one.ratio < one.high < two.high
+    assert two.probability >= one.probability

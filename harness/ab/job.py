@@ -97,7 +97,7 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
     judging = Timed(pair, job, cases)
     with _Timing(sides[0], name) as base, _Timing(sides[1], name) as new:
         for turns, spent in alternate(base, new, job.budget, chance):
-            told(f"{name}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
+            told(f"{name}: {2 * len(turns.fours)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
             pair = judging.judged(turns, spent)
             if judging.decides(pair):
                 break
@@ -187,14 +187,12 @@ class Timed:
         column = TIMES[name]
         steps = self.pair.base[0].steps
         work = median(steps.real_tokens) or median(steps.samples) or 1
-        base, new = (
-            median(second for pair in turns.pairs for second in getattr(pair[side], column)) / work for side in (0, 1)
-        )
+        base, new = (median(turns.steps(side, column)) / work for side in (0, 1))
         measure = judged_alone(Measure(name, "undecided", base, new, found), probability, self.job.margin)
         if measure.outcome != "undecided":
             return measure
         floor = math.expm1(2 * math.sqrt(2) * PROCESS)
-        why = f"less than {found.smallest:.1%} would not have shown in {found.turns} turns"
+        why = f"less than {found.smallest:.1%} would not have shown in {2 * found.turns} turns"
         return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {floor:.1%}")
 
 
@@ -204,5 +202,5 @@ def shown(found: Shift) -> str:
 
 
 def _shown_turns(turns: Turns) -> str:
-    steps = sum(len(base.seconds) for base, _ in turns.pairs)
-    return f"{len(turns.pairs)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"
+    steps = len(turns.steps(0, "seconds"))
+    return f"{2 * len(turns.fours)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Protocol
 
 TURN = 0.03
@@ -64,26 +64,35 @@ Pair = tuple[Turn, Turn]
 class Turns:
     """What the turns have shown until now."""
 
-    pairs: list[Pair] = field(default_factory=list)
+    fours: list[tuple[Pair, Pair]] = field(default_factory=list)
     alike: list[Pair] = field(default_factory=list)
     """Pairs of turns of the base, of which a coin says which is called new."""
     seconds: float = 0.0
     """Of all turns together, by the clock on the wall."""
 
     def differences(self, column: str) -> list[float] | None:
-        """What each turn of new took more than its partner, on a log scale; none where a clock is too coarse."""
+        """What new took more than base in each four, on a log scale; none where a clock is too coarse.
+
+        A four is one difference: the coin was tossed once for it, and what slows its two middle turns, which are of one
+        side, is in both of its pairs.
+        """
         found = []
-        for base, new in self.pairs:
-            one, two = base.logs(column), new.logs(column)
-            if one is None or two is None:
+        for pairs in self.fours:
+            logs = [(base.logs(column), new.logs(column)) for base, new in pairs]
+            steps = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
+            if len(steps) < len(pairs):
                 return None
-            found.append(median(after - before for before, after in zip(one, two, strict=True)))
+            found.append(fmean(steps))
         return found
 
     def calibration(self) -> list[float]:
         """The same by the clock on the wall of the base and itself; its turns are of other steps."""
         sides = [(one.logs("seconds"), two.logs("seconds")) for one, two in self.alike]
         return [median(two) - median(one) for one, two in sides if one and two]
+
+    def steps(self, side: int, column: str) -> list[float]:
+        """What all steps of base (0) or new (1) took."""
+        return [each for pairs in self.fours for pair in pairs for each in getattr(pair[side], column)]
 
 
 def alternate(base: Stepping, new: Stepping, budget: float, chance: random.Random) -> Iterator[tuple[Turns, float]]:
@@ -117,9 +126,8 @@ def _four(turns: Turns, base: Stepping, new: Stepping, number: int, chance: rand
     sides = {"base": base, "new": new}
     order = ("base", "new", "new", "base") if chance.random() < 0.5 else ("new", "base", "base", "new")
     done = [(name, _turn(sides[name], number)) for name in order]
-    for first, second in (done[:2], done[2:]):
-        found = dict((first, second))
-        turns.pairs.append((found["base"], found["new"]))
+    first, second = dict(done[:2]), dict(done[2:])
+    turns.fours.append(((first["base"], first["new"]), (second["base"], second["new"])))
     own = [turn for name, turn in done if name == "base"]
     turns.alike.append((own[0], own[1]) if chance.random() < 0.5 else (own[1], own[0]))
     turns.seconds += math.fsum(second for _, turn in done for second in turn.seconds)

@@ -6,7 +6,7 @@ modelled. Two things are used instead:
 - **In turns.** Where base and new took turns, each two neighbouring runs are one difference, and drift is in both of
   its sides. Had they been swapped, the difference would have the other sign and nothing else would change, whatever the
   noise is: Wilcoxon's signed-rank test is exact, and its interval is made of the middles of two differences (Hodges and
-  Lehmann, 1963).
+  Lehmann, 1963). Of more than `EXACT` differences, those from quiet times weigh more than those from busy ones.
 - **One after the other.** Where they did not, all that differed between the two times is in the difference, and no
   number of steps averages it out. How much that may be is seen inside a run: the steps are cut into blocks, and blocks
   differ by their noise and by the drift between them. `REACH` times the most that blocks differ by, at any distance, is
@@ -29,8 +29,18 @@ CONFIDENCE = 0.995
 TURNS = 9
 """Pairs of runs with which the exact test can reach that: at best it says 2 / 2**9, which is 0.4 %."""
 
+NEAR = 9
+"""Differences to each side that say what is common around one: enough for a median, few enough to follow a machine."""
+
+HUBER = 2.0
+"""Times the median size beyond which a difference counts no more: 1.35 deviations of normal ones, which keeps 95 % of
+what a mean would see of those (Huber, 1964)."""
+
+FEW = 25
+"""Summands, by the ratio of their moments, below which their sum is not taken for normal."""
+
 EXACT = 50
-"""Turns up to which the test is exact; for more the sum of ranks is normal."""
+"""Turns up to which ranks are asked, exactly; of more, `locally`."""
 
 BLOCKS = 12
 """Into which the timed steps of a run are cut, where there are as many."""
@@ -91,7 +101,7 @@ def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shi
     steps = min(len(run.logs) for run in (*base, *new)) if base and new else 0
     pairs = in_turns(base, new)
     if steps and len(pairs) >= TURNS:  # each may be as short as it likes: their number counts
-        return _shift(*signed_rank([_difference(one, two, alike) for one, two in pairs]), turns=len(pairs))
+        return paired([_difference(one, two, alike) for one, two in pairs])
     if steps < FEWEST:
         return f"{steps} timed steps, at least {FEWEST} are needed"
     return _one_after_the_other(base, new, min(steps, BLOCKS))
@@ -108,7 +118,7 @@ def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE, betw
         confidence: of the interval.
         between: deviation of the log of a time between processes that run the same code.
     """
-    centre, low, high, probability = signed_rank(differences, confidence)
+    centre, low, high, probability = (locally if len(differences) > EXACT else signed_rank)(differences, confidence)
     reach = _quantile(confidence)
     apart = 2 * (reach * between) ** 2
     low, high = centre - math.sqrt((centre - low) ** 2 + apart), centre + math.sqrt((high - centre) ** 2 + apart)
@@ -174,6 +184,54 @@ def signed_rank(differences: Sequence[float], confidence: float = CONFIDENCE) ->
     outside = min(_rejected(values, middles, confidence), _rejected(-values, -middles[::-1], confidence))
     low, high = float(middles[outside]), float(middles[len(middles) - 1 - outside])
     return float(numpy.median(middles)), low, high, _wilcoxon(values[values != 0])
+
+
+def locally(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float, float]:
+    """The same of many differences in the order in which they came, of a machine that is quiet now and busy then.
+
+    Each difference is divided by what those around it are like (`NEAR` to each side: the median of their sizes), cut
+    off at `HUBER`, and weighted by one over the same: quiet times say more. What it is divided by is made of sizes
+    alone, so where every difference is as likely to be of either sign, so is every summand, and their sum over the root
+    of the sum of their squares is normal (Efron, JASA 1969: for symmetric summands of whatever scale). The interval
+    holds what that does not reject. Where few of them weigh as much as all others, the ranks are asked instead.
+    """
+    import numpy
+
+    values, reach = numpy.asarray(differences, dtype=float), _quantile(confidence)
+    about = values - numpy.median(values)
+    if not numpy.median(numpy.abs(about)):
+        return signed_rank(differences, confidence)  # most are exactly the same: there is no scale
+    summands = _summands(about, numpy)
+    if (summands**2).sum() ** 2 < FEW * (summands**4).sum():
+        return signed_rank(differences, confidence)
+
+    def beyond(limit: float) -> float:
+        """The difference that is as many deviations away from what was seen."""
+        below, above = float(values.min()), float(values.max())
+        for _ in range(30):
+            middle = (below + above) / 2
+            below, above = (middle, above) if _deviations(values - middle, numpy) > limit else (below, middle)
+        return (below + above) / 2
+
+    probability = 2 * NormalDist().cdf(-abs(_deviations(values, numpy)))
+    centre = beyond(0.0)
+    return centre, min(beyond(reach), centre), max(beyond(-reach), centre), probability
+
+
+def _deviations(values: Any, numpy: Any) -> float:
+    summands = _summands(values, numpy)
+    whole = math.sqrt((summands**2).sum())
+    return float(summands.sum() / whole) if whole else 0.0
+
+
+def _summands(values: Any, numpy: Any) -> Any:
+    """What each difference says, by what is common around it."""
+    sizes = numpy.pad(numpy.abs(values), NEAR, mode="reflect")
+    around = numpy.median(numpy.lib.stride_tricks.sliding_window_view(sizes, 2 * NEAR + 1), axis=1)
+    around = numpy.maximum(around, numpy.median(sizes) / 100)  # where clocks are coarse many differences are 0
+    if not around.all():
+        return numpy.sign(values)
+    return numpy.clip(values / around, -HUBER, HUBER) / around
 
 
 def _rejected(values: Any, middles: Any, confidence: float) -> int:
