@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 
 import numpy
 from measure import environment
@@ -28,9 +29,10 @@ from scipy.stats import mannwhitneyu
 from tabulate import tabulate
 from traces import Round, read
 
+from harness.ab.turns import LOOKS
 from harness.compare import MARGIN, Losses, Measure, Pair
 from harness.compare.measure import judged
-from harness.compare.statistic import Run, holm, shift
+from harness.compare.statistic import CONFIDENCE, PROCESS, TURNS, Run, Shift, holm, paired, shift
 
 SLOWER = (0.0, 0.03, 0.05)
 Array = numpy.ndarray
@@ -123,6 +125,8 @@ class Way:
 
 
 WAYS = (
+    Way("in turns of 0.03 s, 60 s a side", 0.03, 12, True),
+    Way("in turns of 0.03 s, 60 s in all", 0.03, 6, True),
     Way("in turns of 0.25 s, 60 s a side", 0.25, 12, True),
     Way("in turns of 0.25 s, 60 s in all", 0.25, 6, True),
     Way("in turns of 2 s, 60 s a side", 2.0, 12, True),
@@ -136,13 +140,30 @@ WAYS = (
 
 def harness(sides: Sides) -> str:
     """`harness compare`: both clocks, judged together, with a loss that holds."""
+    return _speed(lambda base, new: shift(base, new, alike=False), sides)
+
+
+def harness_ab(sides: Sides) -> str:
+    """The same of two live processes, whose layout in memory and the like is in every difference; at its last look."""
+
+    def judge(base: Sequence[Run], new: Sequence[Run]) -> Shift | str:
+        if len(base) < TURNS or len(base) != len(new):
+            return "no turns"
+        differences = [median(two.logs) - median(one.logs) for one, two in zip(base, new, strict=True)]
+        confidence = 1 - (1 - CONFIDENCE) * LOOKS[-1][1]
+        return paired(differences, confidence=confidence, between=PROCESS)
+
+    return _speed(judge, sides)
+
+
+def _speed(judge: Callable[[Sequence[Run], Sequence[Run]], Shift | str], sides: Sides) -> str:
     measures = []
     for name in ("step time", "processor time"):
         column = name.partition(" ")[0].replace("step", "wall")
         base, new = ([_run(each, getattr(each, column)) for each in side] for side in (sides.base, sides.new))
-        found = shift(base, new, alike=False)
+        found = judge(base, new)
         if isinstance(found, str):
-            return "undecided"  # too few steps
+            return "undecided"  # too few steps, or others were busier beside one side
         measures.append(Measure(name, "undecided", shift=found))
     adjusted = holm([measure.shift.probability for measure in measures if measure.shift])
     both = [judged(measure, each, MARGIN, 2) for measure, each in zip(measures, adjusted, strict=True)]
@@ -150,7 +171,7 @@ def harness(sides: Sides) -> str:
 
 
 def _run(each: Piece, seconds: Array) -> Run:
-    return Run(each.started, tuple(numpy.log(seconds).tolist()))
+    return Run(each.started, tuple(numpy.log(seconds).tolist()), float(numpy.median(each.processor / each.wall)))
 
 
 def pytest_benchmark(sides: Sides) -> str:
@@ -181,6 +202,7 @@ def plain(sides: Sides) -> str:
 
 RULES: dict[str, Callable[[Sides], str]] = {
     "harness compare": harness,
+    "harness ab": harness_ab,
     "pytest-benchmark, median:5%": pytest_benchmark,
     "asv, Mann-Whitney": asv,
     "asv, and factor 1.1": asv_factor,

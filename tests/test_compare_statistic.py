@@ -158,7 +158,8 @@ def test_few_steps_say_nothing() -> None:
     """A single sample, or a few, have a sentence in the place of a ratio."""
     for count in (0, 1, FEWEST - 1):
         assert (
-            shift([Run(0, (0.0,) * count)], [Run(1, (0.0,) * count)]) == f"{count} timed steps, at least 8 are needed"
+            shift([Run(0, (0.0,) * count)], [Run(1, (0.0,) * count)])
+            == f"{count} timed steps, at least 8 are needed: raise train.steps"
         )
 
 
@@ -316,3 +317,28 @@ def test_what_processes_differ_by_widens_the_interval() -> None:
     one, two = paired(differences), paired(differences, between=0.01)
     assert two.low < one.low < one.ratio < one.high < two.high
     assert two.probability >= one.probability
+
+
+# A machine that is busier beside one side
+
+
+def of_share(share: float | None, times: float = 1.0) -> Run:
+    """A run of steps that take hardly differing times."""
+    return Run(0, tuple(math.log(times * (1 + 0.001 * (place % 5))) for place in range(40)), share)
+
+
+@pytest.mark.parametrize(("base", "new"), [(0.9, 0.4), (0.4, 0.9), (1.9, 1.2)])
+def test_sides_that_had_another_share_of_the_processor_say_nothing(base: float, new: float) -> None:
+    """One after the other, whatever the times are: the machine was another one."""
+    found = shift([of_share(base)], [of_share(new, 2.0)])
+    assert (
+        found == f"base had a processor for {base:.0%} of a step, new for {new:.0%}: take turns, as `harness ab` does"
+    )
+
+
+@pytest.mark.parametrize(("base", "new"), [(0.9, 0.85), (None, 0.4), (0.9, None), (None, None)])
+def test_sides_that_had_the_same_share_are_compared(base: float | None, new: float | None) -> None:
+    """Also where the share is not known: of another device, and of old records."""
+    found = shift([of_share(base)], [of_share(new, 2.0)])
+    assert isinstance(found, Shift)
+    assert found.low > 1

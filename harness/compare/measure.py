@@ -171,7 +171,7 @@ def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin:
     measure = Measure(name, "undecided", one, two)
     found = shift(sides[0], sides[1], alike=base[0].steps.digest == new[0].steps.digest)
     if isinstance(found, str):
-        return replace(measure, reason=f"{found}: raise train.steps")
+        return replace(measure, reason=found)
     return judged(replace(measure, shift=found), found.probability, margin)
 
 
@@ -200,7 +200,25 @@ def timed(record: Record, column: str, *, by: Unit = "tokens", among: Sequence[R
     if not all(work):
         work = tuple(record.steps.samples[place] for place in places)
     logs = tuple(math.log(second / (amount or 1)) for second, amount in zip(seconds, work, strict=True))
-    return Run(record.started.timestamp(), logs)
+    return Run(record.started.timestamp(), logs, _share_of_processor(record, places))
+
+
+def _share_of_processor(record: Record, places: Sequence[int]) -> float | None:
+    """In which others did not keep the process from a processor, of a median step: by what the kernel says, which does
+    not count what the process waited for of its own will; where it says nothing, by the two clocks.
+    """
+    steps = record.steps
+    if record.settings.get("device") != "cpu":
+        return None  # there the processor waits for the device as long as it likes
+    shares = []
+    for place in places:
+        wall = steps.seconds[place]
+        queued = steps.queued_seconds[place] if place < len(steps.queued_seconds) else None
+        if queued is not None:
+            shares.append(max(0.0, 1 - queued / wall))
+        elif place < len(steps.processor_seconds):
+            shares.append(steps.processor_seconds[place] / wall)
+    return median(shares) if shares else None
 
 
 def _memory(base: Sequence[Record], new: Sequence[Record]) -> Measure | None:

@@ -58,6 +58,11 @@ PROCESS = 0.005
 layout of memory and the like move whole runs by a percent or more (Mytkowicz et al., ASPLOS 2009)."""
 
 
+OTHERS = 0.1
+"""Share by which sides that ran one after the other may differ in how much of the time they had a processor. Beyond
+that the machine was another one, and what others did to its caches is in processor times, too."""
+
+
 @dataclass(frozen=True)
 class Run:
     """The timed steps of one training."""
@@ -66,6 +71,8 @@ class Run:
     """In seconds: says who took turns with whom."""
     logs: tuple[float, ...]
     """Natural logarithm of what a step took for a unit of its work, by step."""
+    share: float | None = None
+    """Of a median step's wall time in which others did not keep it from a processor; none where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,9 @@ def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shi
     if steps and len(pairs) >= TURNS:  # each may be as short as it likes: their number counts
         return paired([_difference(one, two, alike) for one, two in pairs])
     if steps < FEWEST:
-        return f"{steps} timed steps, at least {FEWEST} are needed"
+        return f"{steps} timed steps, at least {FEWEST} are needed: raise train.steps"
+    if (busy := _busier(base, new)) is not None:
+        return busy
     return _one_after_the_other(base, new, min(steps, BLOCKS))
 
 
@@ -272,6 +281,17 @@ def _one_after_the_other(base: Sequence[Run], new: Sequence[Run], count: int) ->
     low, high = _within(_drift(moved), _between(base) + _between(new))
     unit = high / _quantile(CONFIDENCE)
     return _shift(centre, centre + low, centre + high, 2 * NormalDist().cdf(-abs(centre) / unit))
+
+
+def _busier(base: Sequence[Run], new: Sequence[Run]) -> str | None:
+    """Why sides that did not take turns say nothing of each other: the machine had less time for one of them."""
+    sides = [[run.share for run in side if run.share] for side in (base, new)]
+    if not all(sides):
+        return None
+    one, two = (median(side) for side in sides)
+    if max(one, two) <= (1 + OTHERS) * min(one, two):
+        return None
+    return f"base had a processor for {one:.0%} of a step, new for {two:.0%}: take turns, as `harness ab` does"
 
 
 def _within(drift: float, between: float) -> tuple[float, float]:
