@@ -110,6 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     add_ab(commands)
     add_bisect(commands)
 
+    triage = commands.add_parser("triage", help="say whether a difference is noise, the environment, or the code")
+    triage.add_argument("baseline", metavar="BASELINE", help="a baseline file, or records as for compare")
+    triage.add_argument("control", metavar="CONTROL", help="records of this commit with the baseline's libraries")
+    triage.add_argument("canary", metavar="CANARY", help="records of this commit with the latest libraries")
+    triage.add_argument(
+        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+    )
+    triage.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
+    triage.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    triage.set_defaults(command=_triage)
+
     baseline = commands.add_parser("baseline", help="keep records to compare later runs with: pytest --baseline")
     actions = baseline.add_subparsers(required=True, metavar="ACTION")
     accept = actions.add_parser("accept", help="make or renew the baselines of cases")
@@ -323,6 +334,28 @@ def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) 
     if len(sides) == 2 and "device" not in across and all(len(each) == 1 for each in values):
         return compare(*sides, across=across, margin=options.margin)
     return side_by_side([record for records in sides for record in records], across, margin=options.margin)
+
+
+def _triage(options: argparse.Namespace) -> int:
+    """0 if what differs is noise, or cannot be told, 1 if it is the environment or the code, 2 on refusal."""
+    from harness import store
+    from harness.compare import NotComparable
+    from harness.compare.triage import triage
+    from harness.report import write
+
+    addresses = (options.baseline, options.control, options.canary)
+    readings = [store.load(address) for address in addresses]
+    problems = tuple(problem for reading in readings for problem in reading.problems)
+    for address, reading in zip(addresses, readings, strict=True):
+        if not reading.records:
+            raise HarnessError("\n".join([*problems, f"{address}: no records to compare"]))
+    baseline, control, canary = (reading.records for reading in readings)
+    try:
+        found = triage(baseline, control, canary, options.margin)
+    except NotComparable as error:
+        raise HarnessError("\n".join([*problems, error.listed])) from None
+    write(replace(found, notes=(*problems, *found.notes)), options.format, options.output)
+    return 1 if found.fails else 0
 
 
 def _accept(options: argparse.Namespace) -> int:

@@ -14,11 +14,11 @@ from harness.ab.process import Live, Side, SideFailed
 from harness.ab.turns import Steps, Turns, alternate
 from harness.compare import MARGIN, Comparison, Measure, Pair
 from harness.compare.comparison import LEFT_OUT, refuse
-from harness.compare.identity import ALIASES
 from harness.compare.loss import between
 from harness.compare.measure import TIMES, TimeName, measures
 from harness.compare.measure import judged as judged_alone
 from harness.compare.statistic import CONFIDENCE, PROCESS, Shift, holm, paired
+from harness.compare.triage import libraries
 from harness.errors import HarnessError
 from harness.laws import judge
 from harness.record import Record
@@ -107,8 +107,7 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
 def _axes(across: Sequence[str], one: Record, two: Record) -> tuple[str, ...]:
     if LIBRARIES not in across:
         return tuple(across)
-    names = one.environment.versions.keys() | two.environment.versions.keys()
-    return (*across, *sorted(names - {"python"}), *ALIASES["torch"])
+    return (*across, *libraries((one, two)))
 
 
 def _trained(base: Record, new: Record) -> Pair:

@@ -1,11 +1,13 @@
 """Summaries, and tables of laws and of faults, printed: for the terminal, and as Markdown."""
 
-from harness.report.comparison import comparison_json, comparison_lines, comparison_markdown, comparison_text, write
+from harness.report.comparison import comparison_json, comparison_lines, comparison_markdown, comparison_text
 from harness.report.laws import laws_markdown
 from harness.report.markdown import markdown
 from harness.report.mutation import mutation_markdown, mutation_text
+from harness.report.output import write
 from harness.report.summary import Row, Summary, summarise
 from harness.report.terminal import terminal
+from harness.report.triage import triage_json, triage_markdown, triage_text
 
 __all__ = [
     "Row",
@@ -20,5 +22,8 @@ __all__ = [
     "mutation_text",
     "summarise",
     "terminal",
+    "triage_json",
+    "triage_markdown",
+    "triage_text",
     "write",
 ]

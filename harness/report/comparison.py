@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -63,18 +62,8 @@ def comparison_json(found: Found | NotComparable) -> str:
         said |= {"rows": [_row_json(row, found.columns) for row in found.rows], "notes": found.notes}
     else:
         said = {"verdict": _overall(found), "across": found.across, "sides": found.sides}
-        said |= {"cases": [_pair_json(pair) for pair in found.pairs], "notes": found.notes}
+        said |= {"cases": [pair_json(pair) for pair in found.pairs], "notes": found.notes}
     return json.dumps({"format": FORMAT, **said}, indent=2, allow_nan=False) + "\n"
-
-
-def write(found: Found, form: str, output: Path | None) -> None:
-    """Print it as ``text``, ``markdown`` or ``json``, or write it to a file."""
-    printers = {"text": comparison_text, "markdown": comparison_markdown, "json": comparison_json}
-    page = printers[form](found).rstrip() + "\n"
-    if output is None:
-        print(page, end="")
-    else:
-        output.write_text(page, encoding="utf-8")
 
 
 def tally(found: Found) -> str:
@@ -194,7 +183,8 @@ def _behind(pair: Pair) -> list[str]:
 # JSON
 
 
-def _pair_json(pair: Pair) -> dict[str, Any]:
+def pair_json(pair: Pair) -> dict[str, Any]:
+    """A case for programs."""
     return {
         "case": pair.case,
         "verdict": pair.verdict,
