@@ -1,6 +1,7 @@
 """`harness ab`: two revisions of a project, whose trainings take turns in two live processes."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -9,14 +10,19 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_compare import STEPS, trained
 
 from harness.__main__ import main
 from harness.ab.environment import Environments
-from harness.ab.turns import LOOKS, Steps, alternate
+from harness.ab.job import Job, Timed, trained_pair
+from harness.ab.turns import LOOKS, Steps, Turn, Turns, alternate
+from harness.compare import Pair
 from harness.compare.statistic import CONFIDENCE, PROCESS, paired
 from harness.errors import HarnessError
+from harness.record import Record
 
 EXPERIMENT = """
 checkpoint: {architecture: bert, size: tiny}
@@ -302,3 +308,71 @@ def test_what_pip_cannot_install_leaves_no_environment(tmp_path: Path, wheels: P
     with pytest.raises(HarnessError, match=r"old.txt: pip cannot install it:\n.*trainer_friend==3.0"):
         environments.python(file)
     assert list((tmp_path / "kept").iterdir()) == []
+
+
+# What is said of turns
+
+
+def turns_of(times: float, itself: float = 0.0, number: int = 80) -> Turns:
+    """Fours of a new side that takes so many times as long, of a base whose second turn takes more than its first."""
+    generator, found = random.Random(0), Turns()
+    for _ in range(number):
+
+        def turn(by: float) -> Turn:
+            seconds = (0.02 * by * generator.lognormvariate(0, 0.02),)
+            return Turn(seconds, seconds)
+
+        found.fours.append(((turn(1), turn(times)), (turn(1), turn(times))))
+        found.alike.append((turn(1), turn(1 + itself)))
+    return found
+
+
+def judged(turns: Turns, spent: float = 1.0, cases: int = 1, **changes: Any) -> Pair:
+    """What is said of them, of a case that trains as its base does unless said otherwise."""
+    return Timed(trained_pair(record(), record(**changes)), Job(()), cases).judged(turns, spent)
+
+
+def record(**changes: Any) -> Record:
+    """Of a training."""
+    return trained(settings={"device": "cpu"}, **changes)
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(1.0, "equivalent"), (1.06, "slower"), (0.94, "faster")])
+def test_turns_are_judged(times: float, verdict: str) -> None:
+    """By both clocks; what the base is to itself is shown."""
+    pair = judged(turns_of(times))
+    assert [measure.name for measure in pair.measures][:2] == ["step time", "processor time"]
+    assert pair.verdict == verdict
+    assert pair.evidence[-1].startswith("base against itself in the same job: ")
+
+
+def test_an_early_look_and_many_cases_ask_for_more() -> None:
+    """The same turns are enough at the last look at one case, and not at the first, or among thousands."""
+    turns = turns_of(1.03)
+    assert judged(turns).verdict == "slower"
+    assert judged(turns, spent=0.001).verdict == "undecided"
+    assert judged(turns, cases=10_000).verdict == "undecided"
+
+
+def test_a_base_that_differs_from_itself_is_no_measurement() -> None:
+    """However clear the difference is: times of such a machine mean something else."""
+    pair = judged(turns_of(1.5, itself=0.05))
+    assert pair.verdict == "undecided"
+    assert "the base differs from itself" in pair.measures[0].reason
+
+
+def test_a_faster_side_with_a_worse_loss_is_no_win() -> None:
+    """Nor one whose loss is no number, or that crashes: each is a regression, and is not timed."""
+    worse = tuple(0.7 + 0.001 * step for step in range(STEPS))
+    assert trained_pair(record(), record(steps={"loss": worse})).verdict == "worse loss"
+    nan = (0.7, *(math.nan,) * (STEPS - 1))
+    assert trained_pair(record(), record(steps={"loss": nan})).verdict == "broken loss"
+    assert trained_pair(record(), record(outcome="crashed", reason="ValueError: no")).fails
+
+
+def test_a_law_that_is_broken_on_both_sides_is_no_regression() -> None:
+    """It is said, and times are taken."""
+    flat = {"loss": (0.5,) * STEPS}
+    pair = trained_pair(record(steps=flat), record(steps=flat))
+    assert not pair.fails
+    assert pair.evidence == ("broken on both sides: loss_decreases",)

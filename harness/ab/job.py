@@ -91,7 +91,7 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
         if record.outcome in LEFT_OUT:
             return f"left out: {name}: {live.side.name}: {record.outcome}: {record.reason}"
     refuse([(one, two)], _axes(job.across, one, two))
-    pair = _trained(one, two)
+    pair = trained_pair(one, two)
     if pair.fails or not one.finished:
         return pair
     judging = Timed(pair, job, cases)
@@ -110,7 +110,7 @@ def _axes(across: Sequence[str], one: Record, two: Record) -> tuple[str, ...]:
     return (*across, *libraries((one, two)))
 
 
-def _trained(base: Record, new: Record) -> Pair:
+def trained_pair(base: Record, new: Record) -> Pair:
     """What the trainings say: whether the losses agree, what laws are broken now, and figures that are no times."""
     broken: tuple[str, ...] = ()
     figures: tuple[Measure, ...] = ()
