@@ -217,7 +217,7 @@ def locally(differences: Sequence[float], confidence: float = CONFIDENCE) -> tup
     def beyond(limit: float) -> float:
         """The difference that is as many deviations away from what was seen."""
         below, above = float(values.min()), float(values.max())
-        for _ in range(30):
+        for _ in range(22):
             middle = (below + above) / 2
             below, above = (middle, above) if _deviations(values - middle, numpy) > limit else (below, middle)
         return (below + above) / 2
@@ -236,7 +236,8 @@ def _deviations(values: Any, numpy: Any) -> float:
 def _summands(values: Any, numpy: Any) -> Any:
     """What each difference says, by what is common around it."""
     sizes = numpy.pad(numpy.abs(values), NEAR, mode="reflect")
-    around = numpy.median(numpy.lib.stride_tricks.sliding_window_view(sizes, 2 * NEAR + 1), axis=1)
+    windows = numpy.lib.stride_tricks.sliding_window_view(sizes, 2 * NEAR + 1)
+    around = numpy.partition(windows, NEAR, axis=1)[:, NEAR]  # the median, and several times as quick
     around = numpy.maximum(around, numpy.median(sizes) / 100)  # where clocks are coarse many differences are 0
     if not around.all():
         return numpy.sign(values)
