@@ -184,7 +184,7 @@ def _plan(options: argparse.Namespace) -> int:
     """Let pytest collect, so that configuration, devices and patterns are those of `pytest PATH`."""
     import pytest
 
-    from harness.plugin import Planned
+    from harness.plugin.node import Planned
 
     _require(options.paths)
     planned = Planned()

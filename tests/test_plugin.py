@@ -11,6 +11,7 @@ import pytest
 from project import ALONE, ITEMS, Project, messages, outcomes
 
 from harness import plugin
+from harness.plugin import node
 from harness.laws import LAWS
 
 ROOT = Path(__file__).parent.parent
@@ -246,7 +247,7 @@ def test_all_cuda_devices_are_a_case_each(
     project: Project, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
 ) -> None:
     """`cuda:all` is a case for each; where there is none, one case is left to be skipped with its reason."""
-    monkeypatch.setattr(plugin, "_cuda_count", lambda: count)
+    monkeypatch.setattr(node, "_cuda_count", lambda: count)
     project.experiment(device=["cuda:all"])
 
     project.run("experiments", "-k", "trains")

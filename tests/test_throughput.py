@@ -10,7 +10,7 @@ from fake_engine import case, finished, steps
 from project import Project, messages, outcomes
 
 from harness.account import PHASES
-from harness.plugin import Replay
+from harness.plugin.judgement import Replay
 from harness.record import Record
 from harness.throughput import NotMeasured, Rate, Throughput, throughput
 

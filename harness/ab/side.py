@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.plan import Case
-    from harness.plugin import Planned
+    from harness.plugin.node import Planned
 
 LEFT_OUT = frozenset({"saved", "resumed", "exploration"})
 """Probes that start another process or search for texts: they take long, and say nothing of a step."""
@@ -119,7 +119,7 @@ def collect(arguments: Sequence[str]) -> Planned:
     import pytest
 
     from harness.errors import HarnessError
-    from harness.plugin import Planned
+    from harness.plugin.node import Planned
 
     planned = Planned()
     status = pytest.main(["--collect-only", "-q", *arguments], plugins=[planned])

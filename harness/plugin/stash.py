@@ -1,0 +1,49 @@
+"""What the plugin keeps for a session of pytest, under typed keys of its stash."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # what a run without experiments should not have to import
+    from harness.compare.baseline import Baselines
+    from harness.github import Actions
+    from harness.report import Summary
+    from harness.session import Session
+    from harness.store import Store
+
+STORE: pytest.StashKey[Store] = pytest.StashKey()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+SUMMARY: pytest.StashKey[Summary] = pytest.StashKey()
+BASELINES: pytest.StashKey[Baselines] = pytest.StashKey()
+ACTIONS: pytest.StashKey[Actions] = pytest.StashKey()
+
+
+def session_of(config: pytest.Config) -> Session:
+    """The one object of this session, made when it is first needed."""
+    if SESSION not in config.stash:
+        from harness.session import Session
+
+        make_engine = partial(config.hook.pytest_harness_engine, config=config)
+        config.stash[SESSION] = Session(store_of(config), make_engine, config.getoption("explore") or 0)
+    return config.stash[SESSION]
+
+
+def store_of(config: pytest.Config) -> Store:
+    """Where records of this run go; pytest-xdist workers and their controller share the run."""
+    if STORE not in config.stash:
+        from harness.store import Store, new_run
+
+        worker: dict[str, str] = getattr(config, "workerinput", {})
+        run = worker.get("harness_run") or new_run()
+        config.stash[STORE] = Store(reports_of(config), run, worker.get("workerid", ""))
+    return config.stash[STORE]
+
+
+def reports_of(config: pytest.Config) -> Path:
+    """The folder that the command line names, or that below the root directory."""
+    given = config.getoption("reports")
+    return config.invocation_params.dir / given if given else config.rootpath / "reports"
