@@ -11,8 +11,8 @@ import pytest
 from project import ALONE, ITEMS, Project, messages, outcomes
 
 from harness import plugin
-from harness.plugin import node
 from harness.laws import LAWS
+from harness.plugin import node
 
 ROOT = Path(__file__).parent.parent
 LOOPS = ["custom", "trainer"]
