@@ -66,7 +66,7 @@ MEASURED = EVALUATION.model_copy(
 """The second metric is not defined."""
 ORDINARY = Summary(
     rows=(
-        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable", evaluation=MEASURED),
+        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable", "vacuous", evaluation=MEASURED),
         row(
             f"{COURSE}::cpu-trainer",
             verdicts=(
@@ -118,7 +118,10 @@ ORDINARY = Summary(
 
 EVIL = "a|b`c*d_e[f](g)<script>&lt;#1~~h~~\\\n# i\r\n- j\x1b[31m\u2028k\x07"
 HOSTILE = Summary(
-    rows=(row(EVIL, "held"), unfinished("``quoted`` `name`", "skipped", EVIL)),
+    rows=(
+        row(EVIL, verdicts=(Verdict("invalid", EVIL, "", EVIL, EVIL), Verdict("vacuous", EVIL, "", EVIL, EVIL))),
+        unfinished("``quoted`` `name`", "skipped", EVIL),
+    ),
     agreements=(Verdict("broken", EVIL, EVIL, EVIL, EVIL),),
     environments=(Environment(device=EVIL, platform=EVIL, versions={EVIL: EVIL}, commit=EVIL),),
     problems=(EVIL,),
@@ -217,7 +220,7 @@ def test_environments_are_shown_once() -> None:
 def test_the_tally_counts_cases_and_laws() -> None:
     """The one line that sums up names each outcome that occurs, and no other."""
     assert ORDINARY.tally == (
-        "5 cases: 2 finished, 1 skipped, 1 crashed, 1 interrupted; laws: 4 held, 4 broken, 1 invalid"
+        "5 cases: 2 finished, 1 skipped, 1 crashed, 1 interrupted; laws: 4 held, 4 broken, 1 vacuous, 1 invalid"
     )
     assert summarise([]).tally == "0 cases: none finished; laws: none judged"
 

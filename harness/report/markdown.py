@@ -33,6 +33,8 @@ def markdown(summary: Summary) -> str:
         _steps(summary),
         _section("Broken laws", broken_lines(summary)),
         _section("Left out", left_out_lines(summary)),
+        _section("Could not be judged", _unjudged_lines(summary, "invalid")),
+        _section("Could not have failed", _unjudged_lines(summary, "vacuous")),
         _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
         _section(
             "Time per step over the custom loop's",
@@ -94,6 +96,14 @@ def broken_lines(summary: Summary) -> list[str]:
 def left_out_lines(summary: Summary) -> list[str]:
     """An item of a list for each case that did not finish or was not measured."""
     return [line for row in summary.rows for line in _left_out(row)]
+
+
+def _unjudged_lines(summary: Summary, outcome: str) -> list[str]:
+    """An item of a list for each law and what it says, with the cases of which it says so."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for verdict in summary.unjudged(outcome):
+        said.setdefault((verdict.law, verdict.message), []).append(code(verdict.about))
+    return [f"- **{code(law)}**: {escape(message)}: {', '.join(names)}" for (law, message), names in said.items()]
 
 
 def _broken(finding: Finding) -> str:

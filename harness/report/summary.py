@@ -79,6 +79,11 @@ class Summary:
         alone = [verdict for row in self.rows for verdict in row.verdicts if verdict.outcome == "broken"]
         return findings(alone, [verdict for verdict in self.agreements if verdict.outcome == "broken"])
 
+    def unjudged(self, outcome: str) -> tuple[Verdict, ...]:
+        """Verdicts of that kind, ``invalid`` or ``vacuous``, over finished cases: what a reader may take for held."""
+        alone = [verdict for row in self.rows if row.outcome == "finished" for verdict in row.verdicts]
+        return tuple(verdict for verdict in [*alone, *self.agreements] if verdict.outcome == outcome)
+
     @property
     def tally(self) -> str:
         """``3 cases: 2 finished, 1 skipped; laws: 18 held, 1 broken``."""

@@ -13,12 +13,17 @@ from harness.report.summary import Summary
 from harness.report.table import HEADERS, cells, printable
 from harness.throughput import NotMeasured
 
+NAMES = 8
+"""Cases that are named for each reason."""
+
 
 def terminal(summary: Summary) -> str:
-    """The table, then what is broken, then what is missing and why."""
-    table = tabulate([cells(row) for row in summary.rows], headers=HEADERS, disable_numparse=True)
+    """The table, then what is broken, then what is missing and why.
+
+    What was skipped is no row of the table: a machine without a GPU skips half of everything.
+    """
     parts = [
-        table,
+        _table(summary),
         _scores(summary),
         *(_broken(finding) for finding in summary.findings),
         _overheads(summary),
@@ -26,6 +31,11 @@ def terminal(summary: Summary) -> str:
         *summary.problems,
     ]
     return printable("\n\n".join(part for part in [*parts, _last_lines(summary)] if part))
+
+
+def _table(summary: Summary) -> str:
+    rows = [cells(row) for row in summary.rows if row.outcome != "skipped"]
+    return tabulate(rows, headers=HEADERS, disable_numparse=True) if rows else ""
 
 
 def _scores(summary: Summary) -> str:
@@ -73,4 +83,12 @@ def _reasons(summary: Summary) -> str:
             reasons.setdefault(f"{row.outcome}: {row.reason}", []).append(row.name)
         elif row.outcome == "finished" and isinstance(row.speed, NotMeasured):
             reasons.setdefault(f"step_throughput is invalid: {row.speed.reason}", []).append(row.name)
-    return "\n".join("\n  ".join([reason, *names]) for reason, names in reasons.items())
+    for verdict in summary.unjudged("invalid"):
+        reasons.setdefault(f"{verdict.law} is invalid: {verdict.message}", []).append(verdict.about)
+    return "\n".join("\n  ".join([reason, *_some(names)]) for reason, names in reasons.items())
+
+
+def _some(names: list[str]) -> list[str]:
+    """The first few; the report has all."""
+    more = len(names) - NAMES
+    return names if more <= 1 else [*names[:NAMES], f"and {more} more"]
