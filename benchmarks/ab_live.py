@@ -3,10 +3,10 @@
     $ python benchmarks/ab_live.py --trials 20 | tee benchmarks/results/ab_live.txt
 
 Each trial is a whole job of its own, as a user starts it: worktrees of two revisions of a project made for it, two
-fresh processes, the case trained as declared and judged, then turns. All revisions have a hook that measures a step
-from its forward pass to the optimizer by the processor's time; in the slower ones it then keeps the processor busy for
-that share of it. The kinds of trial take turns, so that all see the same machine. Of equal code, an alarm is false in
-either direction. What was found is kept in a journal as it comes; a run goes on from there.
+fresh processes, the case trained as declared and judged, then turns. All revisions have a hook that measures a
+whole step, from optimizer to optimizer, by the processor's time; in the slower ones it then keeps the processor busy
+for that share of it. The kinds of trial take turns, so that all see the same machine. Of equal code, an alarm is false
+in either direction. What was found is kept in a journal as it comes; a run goes on from there.
 """
 
 from __future__ import annotations
@@ -34,26 +34,21 @@ SLOWER = {"equal": 0.0, "slower-3": 0.03, "slower-5": 0.05}
 CONFTEST = """
 from time import process_time
 
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import PreTrainedModel
 
 SHARE = {share}
-began = [0.0]
-
-
-def begin(module, arguments):
-    if isinstance(module, PreTrainedModel):
-        began[0] = process_time()
+last = [None, 0.0]
 
 
 def end(optimizer, *arguments):
-    until = process_time() + SHARE * (process_time() - began[0])
-    while process_time() < until:
-        pass
+    now = process_time()
+    if last[0] == id(optimizer):
+        until = now + SHARE * (now - last[1])
+        while process_time() < until:
+            pass
+    last[:] = id(optimizer), process_time()
 
 
-register_module_forward_pre_hook(begin)
 register_optimizer_step_post_hook(end)
 """
 

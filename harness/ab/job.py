@@ -97,7 +97,7 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
     judging = Timed(pair, job, cases)
     with _Timing(sides[0], name) as base, _Timing(sides[1], name) as new:
         for turns, spent in alternate(base, new, job.budget, chance):
-            told(f"{name}: {2 * len(turns.fours)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
+            told(f"{name}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
             pair = judging.judged(turns, spent)
             if judging.decides(pair):
                 break
@@ -191,7 +191,7 @@ class Timed:
         if measure.outcome != "undecided":
             return measure
         floor = math.expm1(2 * math.sqrt(2) * PROCESS)
-        why = f"less than {found.smallest:.1%} would not have shown in {2 * found.turns} turns"
+        why = f"less than {found.smallest:.1%} would not have shown in {found.turns} turns"
         return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {floor:.1%}")
 
 
@@ -202,4 +202,4 @@ def shown(found: Shift) -> str:
 
 def _shown_turns(turns: Turns) -> str:
     steps = len(turns.steps(0, "seconds"))
-    return f"{2 * len(turns.fours)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"
+    return f"{len(turns.pairs)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"

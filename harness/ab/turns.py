@@ -1,9 +1,9 @@
 """Two trainings that take turns, a fraction of a second each, until it is clear who is slower or the time is over.
 
-Turns come in fours, base-new-new-base or the other way round, as a coin says. The two of a pair train the very same
-steps, so what differs is not the batch; drift over a four is in both sides alike. The first and the fourth turn of a
-four, or the second and the third, are of one side: of the base they show, in the same job, what a difference looks like
-where there is none.
+Turns come in pairs, base-new or new-base, and a coin says which, for each pair anew: whatever the machine does, it is
+as likely to be against the one side as against the other. The two of a pair train the very same steps, so what differs
+is not the batch. The base's turns of two pairs that follow each other show, in the same job, what a difference looks
+like where there is none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import median
 from typing import Protocol
 
 TURN = 0.03
@@ -64,26 +64,17 @@ Pair = tuple[Turn, Turn]
 class Turns:
     """What the turns have shown until now."""
 
-    fours: list[tuple[Pair, Pair]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     alike: list[Pair] = field(default_factory=list)
-    """Pairs of turns of the base, of which a coin says which is called new."""
+    """Of two turns of the base, of which a coin says which is called new."""
     seconds: float = 0.0
     """Of all turns together, by the clock on the wall."""
 
     def differences(self, column: str) -> list[float] | None:
-        """What new took more than base in each four, on a log scale; none where a clock is too coarse.
-
-        A four is one difference: the coin was tossed once for it, and what slows its two middle turns, which are of one
-        side, is in both of its pairs.
-        """
-        found = []
-        for pairs in self.fours:
-            logs = [(base.logs(column), new.logs(column)) for base, new in pairs]
-            steps = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
-            if len(steps) < len(pairs):
-                return None
-            found.append(fmean(steps))
-        return found
+        """What new took more than base in each pair, on a log scale; none where a clock is too coarse."""
+        logs = [(base.logs(column), new.logs(column)) for base, new in self.pairs]
+        found = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
+        return found if len(found) == len(logs) else None
 
     def calibration(self) -> list[float]:
         """The same by the clock on the wall of the base and itself; its turns are of other steps."""
@@ -92,7 +83,7 @@ class Turns:
 
     def steps(self, side: int, column: str) -> list[float]:
         """What all steps of base (0) or new (1) took."""
-        return [each for pairs in self.fours for pair in pairs for each in getattr(pair[side], column)]
+        return [each for pair in self.pairs for each in getattr(pair[side], column)]
 
 
 def alternate(base: Stepping, new: Stepping, budget: float, chance: random.Random) -> Iterator[tuple[Turns, float]]:
@@ -108,7 +99,7 @@ def alternate(base: Stepping, new: Stepping, budget: float, chance: random.Rando
     turns = Turns()
     for share, spent in LOOKS:
         while turns.seconds < share * budget:
-            _four(turns, base, new, number, chance)
+            _pair(turns, (base, new), number, chance)
         yield turns, spent
 
 
@@ -122,15 +113,15 @@ def warm_up(side: Stepping) -> float:
     return median(found["seconds"])
 
 
-def _four(turns: Turns, base: Stepping, new: Stepping, number: int, chance: random.Random) -> None:
-    sides = {"base": base, "new": new}
-    order = ("base", "new", "new", "base") if chance.random() < 0.5 else ("new", "base", "base", "new")
-    done = [(name, _turn(sides[name], number)) for name in order]
-    first, second = dict(done[:2]), dict(done[2:])
-    turns.fours.append(((first["base"], first["new"]), (second["base"], second["new"])))
-    own = [turn for name, turn in done if name == "base"]
-    turns.alike.append((own[0], own[1]) if chance.random() < 0.5 else (own[1], own[0]))
-    turns.seconds += math.fsum(second for _, turn in done for second in turn.seconds)
+def _pair(turns: Turns, sides: tuple[Stepping, Stepping], number: int, chance: random.Random) -> None:
+    first = chance.randrange(2)
+    done = {side: _turn(sides[side], number) for side in (first, 1 - first)}
+    turns.pairs.append((done[0], done[1]))
+    turns.seconds += math.fsum(second for turn in done.values() for second in turn.seconds)
+    if len(turns.pairs) % 2 == 0:
+        own = [base for base, _ in turns.pairs[-2:]]
+        chance.shuffle(own)
+        turns.alike.append((own[0], own[1]))
 
 
 def _turn(side: Stepping, number: int) -> Turn:
