@@ -45,6 +45,10 @@ training it is no news, and a median does not feel it."""
 METERED = 1.0
 """Seconds of timed steps below which no energy is told."""
 
+NEAR = 0.5
+"""Share of a step that the longer of arithmetic and memory needs, or neither bounds it: more than half of the time goes
+into calling operators, which are too small to fill the device, and into what Python does between them."""
+
 WARM = 2.0
 """By which the first timed step may be longer than any other: from allocating memory and loading kernels it is longer
 by more, and no noise makes the very first one stand out that far."""
@@ -145,11 +149,18 @@ def _end_of_the_one_before(record: Record, place: int) -> float:
 
 
 def _no_warm_up(record: Record, places: Sequence[int]) -> str | None:
-    """The first timed step is like others, by the clock that other processes have least to do with."""
-    quiet = quiet_seconds(record)
+    """The first timed step is like others, by the clock that other processes have least to do with.
+
+    One that is longer because its batch is takes no longer for each computed token.
+    """
+    quiet, tokens = quiet_seconds(record), record.steps.padded_tokens
     first, *others = (quiet[place] for place in places)
     if not others or first <= WARM * max(others):
         return None
+    if all(tokens[place] for place in places):
+        one, *rest = (quiet[place] / tokens[place] for place in places)
+        if one <= WARM * max(rest):
+            return None
     return (
         f"step {places[0]}, the first timed, takes {first:.4g} s and no other more than {max(others):.4g} s: "
         "it is one of warm-up; raise benchmark.warmup_steps"
@@ -228,6 +239,44 @@ def utilisation(record: Record, places: Sequence[int]) -> float | None:
         if micro and all(shape in known for shape in micro)
     ]
     return median(rates) / found.ceiling if rates and found.ceiling else None
+
+
+def roofline(record: Record, places: Sequence[int]) -> dict[str, float]:
+    """Share of the typical step that arithmetic alone would need at the measured ceiling, and reading and writing alone
+    at the measured bandwidth; empty where that is not known.
+
+    After Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
+    architectures" (2009): the longer of the two bounds the step from below. That holds of memory only as far as what
+    operators read and write does not come from caches: there is more than 1 where much of it does.
+
+    Timed steps need not be as long as the counted one: they are put to its computed tokens, and are less the time in
+    which the loop waited for a processor that others had.
+    """
+    counted, could, tokens = record.counters, record.efficiency, record.steps.padded_tokens
+    if counted.step is None or counted.step >= len(tokens) or not all(tokens[place] for place in places):
+        return {}
+    own = _own_seconds(record, places)
+    step = tokens[counted.step] * median(second / tokens[place] for second, place in zip(own, places, strict=True))
+    needs = {"arithmetic": (counted.flops, could.ceiling), "memory": (counted.moved_bytes, could.bandwidth)}
+    return {name: amount / most / step for name, (amount, most) in needs.items() if amount and most and step}
+
+
+def bound(shares: dict[str, float]) -> str:
+    """What a step is bound by, in a word; empty where `roofline` says nothing of both."""
+    if len(shares) < 2:
+        return ""
+    longer = max(shares, key=lambda name: shares[name])
+    if shares[longer] < NEAR:
+        return "overhead"
+    return "memory or caches" if longer == "memory" and shares[longer] > 1 else longer
+
+
+def _own_seconds(record: Record, places: Sequence[int]) -> list[float]:
+    """Of each step, less what it waited for a processor."""
+    steps = record.steps
+    queued = [steps.queued_seconds[place] for place in places if place < len(steps.queued_seconds)]
+    waited = [each or 0.0 for each in queued] or [0.0] * len(places)
+    return [max(0.0, steps.seconds[place] - wait) for place, wait in zip(places, waited, strict=True)]
 
 
 def _not_faster_than_the_device(record: Record, places: Sequence[int]) -> str | None:

@@ -30,6 +30,8 @@ class Case:
     """What evidence to collect beyond that which every run leaves."""
     timed: bool = True
     """Whether figures of speed are wanted, too: what steps do is counted, what the device can do is measured."""
+    trace: Path | None = None
+    """Where the trace of a profiler goes; nothing is profiled without."""
     exploration: Exploration | None = None
     """What the probe `exploration` searches for; it does not run without."""
 

@@ -410,9 +410,11 @@ class Efficiency(Part):
     flops: tuple[Flops, ...] = ()
     """By the commonest shapes of micro-batches."""
     ceiling: float | None = None
-    """The most operations a second of a product of matrices, measured in the same run; none where it was not."""
+    """The most operations a second of a product of matrices, measured in the same session; none where it was not."""
     dtype: str = ""
     """Of those matrices."""
+    bandwidth: float | None = None
+    """The most bytes a second that the device's memory reads and writes, likewise."""
     reason: str = ""
     """Why there are no figures."""
 
@@ -422,8 +424,12 @@ class Counters(Part):
     the machine does.
     """
 
+    step: int | None = None
+    """The step of the training whose batches these are, counted from 0."""
     operators: int | None = None
     """Operators that torch dispatched below autograd, in both passes, the optimizer's step and the loop."""
+    flops: int | None = None
+    """Floating-point operations of products, convolutions and attention, as they were computed: also again."""
     moved_bytes: int | None = None
     """Read and written by them, each by itself, caches or not; views move nothing."""
     saved_bytes: int | None = None
@@ -434,6 +440,29 @@ class Counters(Part):
     """Launched on a CUDA device; none elsewhere."""
     peak_bytes: int | None = None
     """The most that torch's allocator had handed out on a CUDA device; none elsewhere."""
+    reason: str = ""
+    """Why there are no figures."""
+
+
+class Operator(Part):
+    """What calls of one operator took, in all profiled steps together."""
+
+    name: str
+    calls: int
+    seconds: float
+    """Its own, without those of operators that it calls: on a CUDA device of its kernels there."""
+
+
+class Profile(Part):
+    """Some further steps under torch's profiler, which itself takes time, most beside small operators."""
+
+    trace: str = ""
+    """A file below the folder of the reports, for Perfetto or chrome://tracing."""
+    steps: int = 0
+    seconds: float = 0.0
+    """Of all of them together, under the profiler."""
+    operators: tuple[Operator, ...] = ()
+    """Those that took most, the dearest first."""
     reason: str = ""
     """Why there are no figures."""
 
@@ -456,6 +485,9 @@ class Memory(Part):
     """The most memory the training held at once."""
 
     peak_bytes: int | None = None
+    reserved_bytes: int | None = None
+    """The most that torch's allocator had taken from a CUDA device, to hand out or to keep for later: what other
+    processes cannot have, and where more is needed there is none. None elsewhere."""
     kind: str = ""
     """What was counted, or why it could not be."""
 
@@ -582,6 +614,8 @@ class Record(Part):
     machine: Machine = Machine()
     counters: Counters = Counters()
     efficiency: Efficiency = Efficiency()
+    profile: Profile | None = None
+    """Where somebody asked for it."""
     probes: dict[str, dict[str, Evidence]] = Field(default_factory=dict)
     """Evidence by probe."""
     probe_seconds: dict[str, float] = Field(default_factory=dict)

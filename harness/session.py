@@ -22,6 +22,8 @@ class Session:
     make_engine: Callable[[], Engine]
     explore: int = 0
     """How many data sets are made up for a case whose laws ask for it."""
+    profile: bool = False
+    """Whether each case is profiled, too."""
     _engine: Engine | None = None
     _records: dict[str, Record] = field(default_factory=dict)
     """Of the file whose items are running."""
@@ -65,7 +67,8 @@ class Session:
     def _run(self, case: Case) -> Record:
         probes = self._probes(case)
         exploration = self._exploration(case) if "exploration" in probes else None
-        record = self.engine.submit(replace(case, probes=probes, exploration=exploration))
+        trace = self.store.trace(case.name) if self.profile else None
+        record = self.engine.submit(replace(case, probes=probes, exploration=exploration, trace=trace))
         self.store.append(record)
         self._remember(record)
         self._stored.add(case.name)

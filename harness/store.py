@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -50,6 +51,19 @@ class Store:
             file.write(b"\n" * torn + record.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    @property
+    def traces(self) -> Path:
+        """The folder of this run's traces."""
+        return self.folder / "traces" / self.run
+
+    def trace(self, name: str) -> Path:
+        """Where the trace of a case goes: ``traces/RUN/FILE-CASE-DIGEST.json.gz``. A file's name may not hold all that
+        a case's may, nor be as long.
+        """
+        plain = re.sub(r"[^A-Za-z0-9._=-]+", "-", name)[:120].strip(".-")
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        return self.traces / f"{plain}-{digest}.json.gz"
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from harness.account import PHASES, joules_per_kilotoken, mistakes, phases, queued_share, quiet_seconds, utilisation
+from harness.account import (
+    PHASES,
+    joules_per_kilotoken,
+    mistakes,
+    phases,
+    queued_share,
+    quiet_seconds,
+    roofline,
+    utilisation,
+)
 from harness.record import Record
 from harness.steadiness import first_steady
 
@@ -49,6 +58,8 @@ class Throughput:
     """Share of a step that each phase takes, 0 to 1: of the sum over all timed steps; empty where not measured."""
     utilisation: float | None = None
     """Share of the measured ceiling of the device that the model's operations reach (MFU); none where not known."""
+    roofline: dict[str, float] = field(default_factory=dict)
+    """Share of a step that arithmetic alone, and reading and writing alone would need; empty where not known."""
     queued: float | None = None
     """Share of the time in which the loop waited for a processor that others had; none where that is not known."""
     joules_per_kilotoken: float | None = None
@@ -119,6 +130,7 @@ def throughput(record: Record) -> Throughput | NotMeasured:
         padded_tokens_per_second=_rate(padded, seconds),
         phases=_shares([phases(steps, place) for place in places]),
         utilisation=utilisation(record, places),
+        roofline=roofline(record, places),
         queued=queued_share(record, places),
         joules_per_kilotoken=joules_per_kilotoken(record, places),
     )

@@ -127,6 +127,7 @@ class FakeEngine:
             case=case.name,
             probes=sorted(case.probes),
             explores=None if case.exploration is None else [case.exploration.trials, len(case.exploration.known)],
+            trace=None if case.trace is None else str(case.trace),
             stored=sum(len(file.read_text().splitlines()) for file in files),
             process=os.getpid(),
             torch="torch" in sys.modules,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import HEALTHY, record
 
-from harness.account import CLOSES, OVERLOADED, WARM, mistakes, phases
-from harness.record import Efficiency, Flops, Record
+from harness.account import CLOSES, OVERLOADED, WARM, bound, mistakes, phases
+from harness.record import Counters, Efficiency, Flops, Record
 from harness.throughput import NotMeasured, Throughput, throughput
 
 STEPS = 8
@@ -128,6 +128,15 @@ def test_a_step_of_warm_up_is_seen() -> None:
     assert isinstance(throughput(healthy(warm_up=5.0)), Throughput)
 
 
+def test_a_long_first_batch_is_no_warm_up() -> None:
+    """A step that takes three times as long for three times the tokens is like others; for as many it is not."""
+    long = healthy(warm_up=7.0)
+    others = (12,) * (STEPS - 1)
+    assert isinstance(throughput(record(long, steps={"padded_tokens": (26, *others)})), Throughput)
+    assert "it is one of warm-up" in reason(record(long, steps={"padded_tokens": (12, *others)}))
+    assert "it is one of warm-up" in reason(record(long, steps={"padded_tokens": (0,) * STEPS}))
+
+
 def test_a_batch_that_is_counted_twice_is_seen() -> None:
     """Only what reached the model counts."""
     twice = record(healthy(), steps={"samples": (2, 2, 2, 4, *(2,) * (STEPS - 4))})
@@ -176,6 +185,56 @@ def test_more_than_the_device_can_do_is_seen() -> None:
     assert "101% of what the device was measured to be able to" in reason(
         record(healthy(), steps=columns, efficiency=slow)
     )
+
+
+def rooflined(**changes: Any) -> Record:
+    """Steps of 6 s and 12 computed tokens, of which the counted one has 24: put to these they take 12 s."""
+    tokens = (12, 24, *(12,) * (STEPS - 2))
+    counted = Counters(step=1, flops=60, moved_bytes=24, operators=1)
+    could = Efficiency(ceiling=10.0, bandwidth=4.0, dtype="float32")
+    one = record(healthy(), steps={"padded_tokens": tokens}, counters=counted, efficiency=could)
+    return record(one, **changes)
+
+
+def roofs(one: Record) -> dict[str, float]:
+    """What throughput says of them."""
+    speed = throughput(one)
+    assert isinstance(speed, Throughput)
+    return speed.roofline
+
+
+def test_what_a_step_would_need_alone() -> None:
+    """6 s of arithmetic and 6 of memory in a step of 12: of its size, without the time that others had."""
+    assert roofs(rooflined()) == {"arithmetic": 0.5, "memory": 0.5}
+    queued = {"padded_tokens": rooflined().steps.padded_tokens, "queued_seconds": (3.0,) * STEPS}
+    assert roofs(rooflined(steps=queued)) == {"arithmetic": 1.0, "memory": 1.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"counters": Counters()},
+        {"counters": Counters(step=STEPS, flops=60, moved_bytes=24)},
+        {"efficiency": Efficiency()},
+        {"steps": {"padded_tokens": (0,) * STEPS}},
+    ],
+    ids=["not counted", "no such step", "no ceilings", "no tokens"],
+)
+def test_no_roofline_where_one_side_is_not_known(changes: dict[str, Any]) -> None:
+    """And the figure stands all the same."""
+    assert roofs(rooflined(**changes)) == {}
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "memory", "said"),
+    [
+        (0.7, 0.6, "arithmetic"), (0.4, 0.5, "memory"), (0.9, 1.2, "memory or caches"), (0.1, 0.3, "overhead"),
+    ],
+)  # fmt: skip
+def test_what_binds_a_step(arithmetic: float, memory: float, said: str) -> None:
+    """The longer of the two, if it is half of the step; more than memory can comes from caches, in part."""
+    assert bound({"arithmetic": arithmetic, "memory": memory}) == said
+    assert bound({"memory": memory}) == ""
 
 
 @pytest.mark.parametrize("column", ["began", "ended", "rows", "watching_seconds", "samples"])

@@ -279,6 +279,17 @@ def test_memory_has_a_ratio() -> None:
     assert only(compare([trained()], [trained(memory=Memory())])).measure("peak memory") is None
 
 
+def test_reserved_memory_is_compared() -> None:
+    """What was taken from the device, in blocks of many MiB: a tenth more is more; nothing is said where none was."""
+    held = Memory(peak_bytes=400 * 2**20, reserved_bytes=500 * 2**20, kind="allocated on the device")
+    more, alike = (held.model_copy(update={"reserved_bytes": size * 2**20}) for size in (560, 540))
+    base = [trained(memory=held)]
+    assert only(compare(base, [trained(memory=more)])).measure("reserved memory").outcome == "more"
+    assert only(compare(base, [trained(memory=alike)])).measure("reserved memory").outcome == "equivalent"
+    assert "reserved memory: 500 MiB to 560 MiB" in comparison_text(compare(base, [trained(memory=more)]))
+    assert only(compare([trained()], [trained()])).measure("reserved memory") is None
+
+
 # Losses
 
 

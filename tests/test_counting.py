@@ -73,7 +73,7 @@ def test_what_is_compiled_or_wrong_is_not_counted() -> None:
 
 def test_a_model_that_cannot_be_counted_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """The training stands all the same."""
-    monkeypatch.setattr(counting, "copied", lambda model: 1 / 0)
+    monkeypatch.setattr(counting, "further", lambda work, steps: 1 / 0)
     found = train(case(timed=True, train={"steps": 2})).counters
     assert found == Counters(reason="ZeroDivisionError: division by zero")
 
@@ -89,8 +89,22 @@ def test_operators_by_hand() -> None:
 
     assert seen.operators == 3
     four = 4
+    assert seen.flops == 2 * 4 * 8 * 4
     assert seen.moved_bytes == four * (2 * 32 + 16) + four * (16 + 1)
     assert seen.host_waits == 0
+
+
+def test_attention_on_a_processor_is_counted() -> None:
+    """Its two products forward, and five backward, one of which is computed again: as on other devices."""
+    query, key, value = (torch.ones(1, 2, 5, 8, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 5 * 5 * 8
+    with Dispatched() as seen:
+        found = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        forward = seen.flops
+        found.sum().backward()
+
+    assert forward == 2 * product
+    assert seen.flops == (2 + 5) * product
 
 
 def test_waits_by_hand() -> None:
@@ -139,7 +153,8 @@ def test_only_kernels_are_launches() -> None:
     """Of a profiler's events: those of the device, without copies and without ranges that bear a name."""
     cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
     events = [
-        SimpleNamespace(name=name, device_type=device, is_user_annotation=annotation)
+        # as profilers have it, no two of these are one object
+        SimpleNamespace(name=name, device_type=type(device)(device.value), is_user_annotation=annotation)
         for name, device, annotation in (
             ("aten::mm", cpu, False),
             ("ampere_sgemm_128x64_nn", cuda, False),

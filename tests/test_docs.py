@@ -22,7 +22,8 @@ def test_every_key_is_documented(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["devices", "experiment_files", "--device NAME", "--reports DIR", "--explore N", "--baseline PATH"]
+    "name",
+    ["devices", "experiment_files", "--device NAME", "--reports DIR", "--explore N", "--profile", "--baseline PATH"],
 )
 def test_every_option_of_pytest_is_documented(name: str) -> None:
     """Ini and command line options have their row."""

@@ -89,6 +89,7 @@ def test_the_options_are_few(pytestconfig: pytest.Config) -> None:
         "--device",
         "--reports",
         "--explore",
+        "--profile",
         "--baseline",
     ]
     assert set(parser._inidict) == {"devices", "experiment_files"}

@@ -10,7 +10,7 @@ from fake_engine import ENVIRONMENT
 from records import EVALUATION, HEALTHY, TWIN_STEP, case, record
 
 from harness.laws import Verdict
-from harness.record import Environment, Interval, Memory
+from harness.record import Counters, Environment, Interval, Memory, Operator, Profile
 from harness.report import Row, Summary, laws_markdown, markdown, summarise, terminal
 from harness.report.summary import Cost
 from harness.throughput import NotMeasured, Rate, Throughput
@@ -28,7 +28,21 @@ SPEED = Throughput(
     padded_tokens_per_second=Rate(1657.0, 133.0, 26846.0),
     phases={"data": 0.0123, "transfer": 0.001, "forward": 0.3, "backward": 0.5, "optimizer": 0.15, "other": 0.0367},
     utilisation=0.412,
+    roofline={"arithmetic": 0.43, "memory": 1.31},
     queued=0.052,
+)
+COUNTED = Counters(
+    step=1, operators=1413, flops=2_054_366_208, moved_bytes=649_000_000, saved_bytes=12_345_678, host_waits=2
+)
+PROFILED = Profile(
+    trace="traces/20260131T120000Z-3f9a/course-1234abcd.json.gz",
+    steps=3,
+    seconds=1.5,
+    operators=(
+        Operator(name="aten::addmm", calls=108, seconds=0.75),
+        Operator(name="aten::_fused_adamw_", calls=3, seconds=0.3),
+        Operator(name="aten::gelu", calls=18, seconds=0.0015),
+    ),
 )
 
 
@@ -42,7 +56,7 @@ def row(name: str, *outcomes: str, **changes: object) -> Row:
         "first_loss": 0.70312,
         "last_loss": 0.09876,
         "speed": SPEED,
-        "memory": Memory(peak_bytes=1536 * 2**20, kind="allocated on the device"),
+        "memory": Memory(peak_bytes=1536 * 2**20, reserved_bytes=1792 * 2**20, kind="allocated on the device"),
     }
     return Row(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -66,7 +80,16 @@ MEASURED = EVALUATION.model_copy(
 """The second metric is not defined."""
 ORDINARY = Summary(
     rows=(
-        row(f"{COURSE}::cpu-custom", "held", "held", "not applicable", "vacuous", evaluation=MEASURED),
+        row(
+            f"{COURSE}::cpu-custom",
+            "held",
+            "held",
+            "not applicable",
+            "vacuous",
+            evaluation=MEASURED,
+            counters=COUNTED,
+            profile=PROFILED,
+        ),
         row(
             f"{COURSE}::cpu-trainer",
             verdicts=(
@@ -89,6 +112,9 @@ ORDINARY = Summary(
             ),
             speed=NotMeasured("1 timed steps after 3 of warm-up: at least 3 are needed"),
             memory=Memory(kind="not measured"),
+            counters=Counters(reason="not counted where steps are compiled"),
+            graph_breaks=2,
+            profile=Profile(reason="RuntimeError: no profiler"),
         ),
         unfinished(f"{COURSE}::cuda-custom", "skipped", "no CUDA device: torch 2.11.0 is built without CUDA"),
         unfinished(
@@ -117,9 +143,14 @@ ORDINARY = Summary(
 )
 
 EVIL = "a|b`c*d_e[f](g)<script>&lt;#1~~h~~\\\n# i\r\n- j\x1b[31m\u2028k\x07"
+EVIL_PROFILE = Profile(trace=EVIL, steps=1, seconds=1.0, operators=(Operator(name=EVIL, calls=1, seconds=1.0),))
 HOSTILE = Summary(
     rows=(
-        row(EVIL, verdicts=(Verdict("invalid", EVIL, "", EVIL, EVIL), Verdict("vacuous", EVIL, "", EVIL, EVIL))),
+        row(
+            EVIL,
+            verdicts=(Verdict("invalid", EVIL, "", EVIL, EVIL), Verdict("vacuous", EVIL, "", EVIL, EVIL)),
+            profile=EVIL_PROFILE,
+        ),
         unfinished("``quoted`` `name`", "skipped", EVIL),
     ),
     agreements=(Verdict("broken", EVIL, EVIL, EVIL, EVIL),),
@@ -148,7 +179,7 @@ def test_text_does_not_become_markup() -> None:
     lines = markdown(HOSTILE).splitlines()
 
     assert not [line for line in lines if line.startswith(("# i", "- j", "k"))]
-    assert {line.count("|") - line.count("\\|") for line in lines if line.startswith("|")} == {9, 13}
+    assert {line.count("|") - line.count("\\|") for line in lines if line.startswith("|")} == {5, 7, 9, 10}
     outside_code = [line for line in lines if "`" not in line.replace("\\`", "")]
     for line in outside_code:
         assert "<script>" not in line

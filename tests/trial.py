@@ -15,11 +15,14 @@ from harness.experiment import Experiment, FolderCheckpoint, Point, Settings
 from harness.plan import Case
 from harness.record import Record
 from harness.training import fresh, tokenizer
+from harness.training.ceiling import Ceilings
 from harness.training.checkpoint import Shelf
 from harness.training.run import run
 
 SEQUENCES = ["the soup was warm", "bread", "we waited an hour for the soup and the bread", "it was cold", "never again"]
 LABELS = [1, 0, 1, 0, 0]
+CEILINGS = Ceilings()
+"""Of this machine, measured once for all tests."""
 
 
 def settings(checkpoint: Any = None, **said: Any) -> Settings:
@@ -50,7 +53,7 @@ def train(case: Case, shelf: Shelf | None = None) -> Record:
 
 def attempt(case: Case, shelf: Shelf | None = None) -> Record:
     """Run a case, however it ends."""
-    return run(case, shelf=shelf or Shelf(), root=case.path.parent)
+    return run(case, shelf=shelf or Shelf(ceilings=CEILINGS), root=case.path.parent)
 
 
 @contextmanager

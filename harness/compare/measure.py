@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from statistics import median
 from typing import Literal
 
@@ -29,6 +30,7 @@ EXACT = 0.01
 
 COUNTS: dict[str, str] = {
     "operators": "operators",
+    "floating-point operations": "flops",
     "bytes moved": "moved_bytes",
     "bytes saved for backward": "saved_bytes",
     "host waits": "host_waits",
@@ -43,7 +45,8 @@ step: compiling takes that much longer or shorter by chance, and the ceiling of 
 """
 
 RESIDENT = 0.1
-"""The same of a process, which also holds what the allocator of the system and other cases have not given back."""
+"""The same of a process, which also holds what the allocator of the system and other cases have not given back; and of
+what torch's allocator takes from a device, many MiB at a time."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def step_time(base: Sequence[Record], new: Sequence[Record], margin: float) -> M
 
 def measures(base: Sequence[Record], new: Sequence[Record], margin: float) -> tuple[Measure, ...]:
     """Every figure that both sides have, each judged alone."""
-    found = [*(_time(base, new, name, margin) for name in TIMES), _memory(base, new), *_others(base, new)]
+    times = (_time(base, new, name, margin) for name in TIMES)
+    found: Iterator[Measure | None] = chain(times, _memory(base, new), _others(base, new))
     return tuple(measure for measure in found if measure is not None)
 
 
@@ -221,12 +225,19 @@ def _share_of_processor(record: Record, places: Sequence[int]) -> float | None:
     return median(shares) if shares else None
 
 
-def _memory(base: Sequence[Record], new: Sequence[Record]) -> Measure | None:
-    peaks = [[run.memory.peak_bytes for run in side if run.memory.peak_bytes is not None] for side in (base, new)]
+def _memory(base: Sequence[Record], new: Sequence[Record]) -> Iterator[Measure]:
+    """The most that was held at once; and of a device the most that was taken from it, which others cannot have."""
     kinds = {record.memory.kind for record in (*base, *new)}
-    if not all(peaks) or len(kinds) > 1:
-        return None
-    one, two = (float(median(side)) for side in peaks)
-    limit = RESIDENT if kinds == {"resident in the process"} else EXACT
-    outcome: Outcome = "more" if two > one * (1 + limit) else "less" if one > two * (1 + limit) else "equivalent"
-    return Measure("peak memory", outcome, one, two)
+    if len(kinds) > 1:
+        return
+    exact = EXACT if kinds != {"resident in the process"} else RESIDENT
+    for name, field, limit in (("peak memory", "peak_bytes", exact), ("reserved memory", "reserved_bytes", RESIDENT)):
+        one, two = (_median([getattr(run.memory, field) for run in side]) for side in (base, new))
+        if one and two:
+            more, less = two > one * (1 + limit), one > two * (1 + limit)
+            yield Measure(name, "more" if more else "less" if less else "equivalent", one, two)
+
+
+def _median(bytes: Sequence[int | None]) -> float | None:
+    known = [each for each in bytes if each is not None]
+    return float(median(known)) if known else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="also search for texts that break a law: hypothesis makes up N small data sets for each case, and shows "
         "the smallest that does",
     )
+    if find_spec("pytest_profiling") is None:  # it has this very option, with which it then asks for both
+        group.addoption(
+            "--profile",
+            action="store_true",
+            help="also profile further steps of each case: a trace for Perfetto goes to traces/ below the reports, the "
+            "costliest operators into the report",
+        )
     group.addoption(
         "--baseline",
         metavar="PATH",
@@ -83,6 +91,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[BASELINES] = _baselines(config.invocation_params.dir / given)
     if reports_of(config).exists() and not reports_of(config).is_dir():
         raise pytest.UsageError(f"--reports: found {reports_of(config)}, which is a file, expected a folder")
+    traces = reports_of(config) / "traces"
+    if config.getoption("profile", False) and traces.exists() and not traces.is_dir():
+        raise pytest.UsageError(f"--profile: found {traces}, which is a file, expected a folder")
     if os.environ.get("GITHUB_ACTIONS") == "true" and not hasattr(config, "workerinput"):
         from harness.github import Actions
 
@@ -229,6 +240,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("fine-tuning")
         terminalreporter.write_line(terminal(config.stash[SUMMARY]))
         terminalreporter.write_line(f"report: {os.path.relpath(reports_of(config) / 'latest.md')}")
+        if config.getoption("profile", False):
+            traces = store_of(config).traces
+            left = os.path.relpath(traces) if traces.exists() else "none, for no case left one"
+            terminalreporter.write_line(f"traces: {left}")
     if ACTIONS in config.stash:
         for command in config.stash[ACTIONS].commands(config.stash.get(SUMMARY, None)):
             terminalreporter.write_line(command)

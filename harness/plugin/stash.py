@@ -28,7 +28,8 @@ def session_of(config: pytest.Config) -> Session:
         from harness.session import Session
 
         make_engine = partial(config.hook.pytest_harness_engine, config=config)
-        config.stash[SESSION] = Session(store_of(config), make_engine, config.getoption("explore") or 0)
+        explore, profile = config.getoption("explore") or 0, config.getoption("profile", False)
+        config.stash[SESSION] = Session(store_of(config), make_engine, explore, profile)
     return config.stash[SESSION]
 
 

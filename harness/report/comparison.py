@@ -135,6 +135,8 @@ def _number(value: float | None, measure: Measure) -> str:
         return "-"
     if measure.exact:
         return f"{value:.0f}"
+    if measure.name == "reserved memory":
+        return f"{value / 2**20:.0f} MiB"
     return f"{value:.1%}" if measure.name == "MFU" else f"{value:.2f} s"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
@@ -11,14 +12,43 @@ from harness.laws.causes import Finding
 from harness.record import Environment
 from harness.report.evaluation import SCORE_HEADERS, how, score_cells
 from harness.report.summary import Row, Summary
-from harness.report.table import HEADERS, STEP_HEADERS, cells, printable, step_cells
+from harness.report.table import (
+    COUNTER_HEADERS,
+    DEVICE_HEADERS,
+    HEADERS,
+    OPERATOR_HEADERS,
+    STEP_HEADERS,
+    cells,
+    counter_cells,
+    device_cells,
+    duration,
+    operator_cells,
+    printable,
+    step_cells,
+    used,
+)
 from harness.throughput import NotMeasured
 
 STEPS_EXPLAINED = """\
 A step is the median of the timed ones, a phase its share of all of them. *Data* is waiting for batches, *transfer*
-moving them to the device, *optimizer* includes clipping and the loss scaler. *MFU* is what the model's own operations
-reach of the fastest product of matrices that was measured in the run, *queued* the share of the time in which the loop
-waited for a processor that others had, *J/1000 tokens* the energy of the device for a thousand real tokens."""
+moving them to the device, *optimizer* includes clipping and the loss scaler; *queued* is the share of the time in which
+the loop waited for a processor that others had."""
+
+DEVICE_EXPLAINED = """\
+*MFU* is what the model's own operations reach of the fastest product of matrices that was measured in the session.
+*Arithmetic* and *memory* are the shares of a step that its products, and what its operators read and write, would need
+alone at the measured ceilings; caches can serve more than memory could. Where neither is half of it, a step is bound by
+*overhead*: calling operators, and what Python does between them. *J/1000 tokens* is the energy of the device for a
+thousand real tokens."""
+
+COUNTERS_EXPLAINED = """\
+Counted in a further step, and the same again whatever else the machine does. *Operations* are floating-point ones of
+products and attention, *bytes moved* are read and written by operators, each by itself, and a *host wait* is a value
+that the host asks for."""
+
+OPERATORS_EXPLAINED = """\
+The costliest operators in {steps} further steps under the profiler, which takes time itself, most beside small ones: a
+step took {step} there. The trace, for [Perfetto](https://ui.perfetto.dev), is {trace}."""
 
 
 def markdown(summary: Summary) -> str:
@@ -30,7 +60,10 @@ def markdown(summary: Summary) -> str:
         tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _scores(summary),
-        _steps(summary),
+        _cases("Where a step's time goes", STEP_HEADERS, map(step_cells, summary.rows), STEPS_EXPLAINED),
+        _cases("What a step makes of its device", DEVICE_HEADERS, map(device_cells, summary.rows), DEVICE_EXPLAINED),
+        _cases("What a step does", COUNTER_HEADERS, map(counter_cells, summary.rows), COUNTERS_EXPLAINED),
+        *_profiles(summary),
         _section("Broken laws", broken_lines(summary)),
         _section("Left out", left_out_lines(summary)),
         _section("Could not be judged", _unjudged_lines(summary, "invalid")),
@@ -58,13 +91,32 @@ def _scores(summary: Summary) -> str:
     return f"## Evaluation\n\n{table}\n\nIn brackets: {how(summary.rows)}."
 
 
-def _steps(summary: Summary) -> str:
-    """What the time of a step goes into."""
-    rows = [[escape(cell) for cell in cells] for row in summary.rows if (cells := step_cells(row))]
-    if not rows:
+def _cases(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], explained: str) -> str:
+    """A section with a line for each case that has one."""
+    lines = [[escape(cell) for cell in cells] for cells in rows if cells]
+    if not lines:
         return ""
-    table = tabulate(rows, headers=STEP_HEADERS, tablefmt="github", disable_numparse=True)
-    return f"## Where a step's time goes\n\n{table}\n\n{STEPS_EXPLAINED}"
+    headers, lines = used(headers, lines)
+    return f"## {title}\n\n{_table(headers, lines)}\n\n{explained}"
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def _profiles(summary: Summary) -> Iterator[str]:
+    """The costliest operators of each case that was profiled, or why there are none."""
+    for row in summary.rows:
+        if row.profile is None:
+            continue
+        title = f"## Profile of {code(row.name)}"
+        if row.profile.reason:
+            yield f"{title}\n\nThere is none: {escape(row.profile.reason)}"
+            continue
+        cells = [[escape(cell) for cell in line] for line in operator_cells(row.profile)]
+        step = duration(row.profile.seconds / row.profile.steps)
+        explained = OPERATORS_EXPLAINED.format(steps=row.profile.steps, step=step, trace=code(row.profile.trace))
+        yield f"{title}\n\n{_table(OPERATOR_HEADERS, cells)}\n\n{explained}"
 
 
 def _costs(summary: Summary) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.errors import count
 from harness.laws import LAWS, OUTCOMES, Verdict, judge, judge_together
 from harness.laws.causes import Finding, findings
-from harness.record import Environment, Evaluation, Memory, Record
+from harness.record import Counters, Environment, Evaluation, Memory, Profile, Record
 from harness.report.overhead import Overhead, overheads
 from harness.throughput import NotMeasured, Throughput, throughput
 
@@ -33,6 +33,10 @@ class Row:
     """Where rows to evaluate on are declared, and were evaluated on."""
     compiling: tuple[float, ...] = ()
     """Seconds that each step spent on compiling which compiled something."""
+    counters: Counters = field(default_factory=Counters)
+    graph_breaks: int | None = None
+    """None where nothing is compiled."""
+    profile: Profile | None = None
 
     @property
     def compiled(self) -> str:
@@ -138,6 +142,9 @@ def _row(record: Record) -> Row:
         chosen=tuple(_chosen(record)),
         evaluation=record.evaluation if record.evaluation is not None and record.evaluation.scores else None,
         compiling=tuple(seconds for seconds in record.steps.compile_seconds if seconds > 0),
+        counters=record.counters,
+        graph_breaks=None if record.compilation is None else sum(record.compilation.breaks.values()),
+        profile=record.profile,
     )
 
 

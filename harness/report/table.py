@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
-from harness.account import PHASES
+from harness.account import PHASES, bound
 from harness.laws import OUTCOMES
+from harness.record import Profile
 from harness.report.summary import Row
 from harness.throughput import NotMeasured, Rate
 
@@ -19,7 +21,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.name, laws(row), _losses(row), *_speed(row), memory(row))
 
 
-STEP_HEADERS = ("case", "step", *PHASES, "padded tokens/s", "MFU", "queued", "J/1000 tokens")
+STEP_HEADERS = ("case", "step", *PHASES, "queued")
 
 
 def step_cells(row: Row) -> tuple[str, ...]:
@@ -27,12 +29,77 @@ def step_cells(row: Row) -> tuple[str, ...]:
     speed = row.speed
     if isinstance(speed, NotMeasured):
         return ()
-    shares = [f"{speed.phases[phase]:.0%}" if speed.phases else "-" for phase in PHASES]
+    shares = [share(speed.phases.get(phase)) for phase in PHASES]
+    return (row.name, duration(median(speed.seconds)), *shares, share(speed.queued))
+
+
+DEVICE_HEADERS = ("case", "padded tokens/s", "MFU", "arithmetic", "memory", "bound by", "J/1000 tokens")
+
+
+def device_cells(row: Row) -> tuple[str, ...]:
+    """What a step makes of its device; empty where there is no figure."""
+    speed = row.speed
+    if isinstance(speed, NotMeasured):
+        return ()
     padded = "-" if speed.padded_tokens_per_second is None else short(speed.padded_tokens_per_second.median)
-    queued = "-" if speed.queued is None else f"{speed.queued:.0%}"
-    used = "-" if speed.utilisation is None else f"{speed.utilisation:.0%}"
+    roofs = [share(speed.roofline.get(roof)) for roof in ("arithmetic", "memory")]
     energy = "-" if speed.joules_per_kilotoken is None else short(speed.joules_per_kilotoken)
-    return (row.name, duration(median(speed.seconds)), *shares, padded, used, queued, energy)
+    return (row.name, padded, share(speed.utilisation), *roofs, bound(speed.roofline) or "-", energy)
+
+
+COUNTER_HEADERS = (
+    "case", "operations", "bytes moved", "operations/byte", "kept for backward", "operators", "kernels", "host waits",
+    "graph breaks",
+)  # fmt: skip
+
+
+def counter_cells(row: Row) -> tuple[str, ...]:
+    """What was counted in a step, and where its graph was broken; empty where nothing was."""
+    found = row.counters
+    intensity = short(found.flops / found.moved_bytes) if found.flops and found.moved_bytes else "-"
+    amounts = [_amount(found.flops), _amount(found.moved_bytes, "B"), intensity, _amount(found.saved_bytes, "B")]
+    numbers = (found.operators, found.kernels, found.host_waits, row.graph_breaks)
+    cells = (*amounts, *("-" if number is None else str(number) for number in numbers))
+    return (row.name, *cells) if set(cells) != {"-"} else ()
+
+
+OPERATOR_HEADERS = ("operator", "own time a step", "of the step", "calls a step")
+
+
+def operator_cells(profile: Profile) -> list[tuple[str, ...]]:
+    """A line for each of the costliest operators."""
+    return [
+        (
+            each.name,
+            duration(each.seconds / profile.steps),
+            share(each.seconds / profile.seconds if profile.seconds else None),
+            short(each.calls / profile.steps),
+        )
+        for each in profile.operators
+    ]
+
+
+def used(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """The same without columns in which no row has anything."""
+    places = [place for place in range(len(headers)) if any(row[place] != "-" for row in rows)]
+    return [headers[place] for place in places], [[row[place] for place in places] for row in rows]
+
+
+def share(part: float | None) -> str:
+    """In percent; a dash where it is not known."""
+    return "-" if part is None else f"{part:.0%}"
+
+
+def _amount(number: int | None, unit: str = "") -> str:
+    """With three digits, in thousands of thousands: ``1.44e+11`` is ``144 G``."""
+    if number is None:
+        return "-"
+    power = max((power for power in range(len(PREFIXES)) if number >= 1000**power), default=0)
+    return f"{short(number / 1000**power)} {PREFIXES[power]}{unit}".strip()
+
+
+PREFIXES = ("", "k", "M", "G", "T", "P")
+"""Of powers of 1000."""
 
 
 def duration(seconds: float) -> str:
@@ -47,8 +114,11 @@ def laws(row: Row) -> str:
 
 
 def memory(row: Row) -> str:
-    """In MiB; a dash where it was not measured."""
-    return f"{row.memory.peak_bytes / 2**20:.0f} MiB" if row.memory.peak_bytes is not None else "-"
+    """In MiB, with what was reserved for it; a dash where it was not measured."""
+    peak, reserved = row.memory.peak_bytes, row.memory.reserved_bytes
+    if peak is None:
+        return "-"
+    return f"{peak / 2**20:.0f} MiB" + (f" ({reserved / 2**20:.0f} reserved)" if reserved is not None else "")
 
 
 def _losses(row: Row) -> str:

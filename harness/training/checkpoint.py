@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, set_seed
 from harness import experiment, record
 from harness.errors import CheckpointError
 from harness.training import adapters, attention, repository, stored, tiny, tokenizer
+from harness.training.ceiling import Ceilings
 from harness.training.repository import first_line
 from harness.training.rows import Rows, open_rows
 from harness.training.tasks import Task, task_of
@@ -76,9 +77,12 @@ class Loaded:
 class Shelf:
     """Keeps what one experiment file has loaded, so that its cases read the weights once.
 
-    Taking a checkpoint for another file clears it: memory holds the weights of one file at a time.
+    Taking a checkpoint for another file clears it: memory holds the weights of one file at a time. What was measured of
+    devices stays.
     """
 
+    ceilings: Ceilings = field(default_factory=Ceilings)
+    """Of the devices that cases have trained on."""
     _file: Path | None = None
     _loaded: dict[str, Loaded] = field(default_factory=dict)
 
@@ -99,7 +103,7 @@ class Shelf:
         return self._loaded[key]
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Let go of the weights."""
         self._file = None
         self._loaded.clear()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +10,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from harness.record import Counters
 from harness.training import devices
-from harness.training.data import Drawn
-from harness.training.resume import NOWHERE
-from harness.training.twin import copied
-from harness.training.workload import Workload, keep_layers
+from harness.training.further import Onlooker, further, take
+from harness.training.workload import Workload
 
 COUNTED = 1
 """The step that is counted, from 0: the first makes what all others use, such as the state of the optimizer."""
@@ -29,6 +26,13 @@ counts."""
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
 """Operators that hand a number of the device to the host, or make a tensor whose size only the device knows."""
+
+_aten = torch.ops.aten
+KIN = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
+}
+"""Operators that torch's formulas leave out, and those with the same arguments and products whose formula they have."""
 
 
 def counters(work: Workload) -> Counters:
@@ -47,24 +51,16 @@ def counters(work: Workload) -> Counters:
 
 
 def _counted(work: Workload) -> Counters:
-    from harness.training.loops import LOOPS  # which tell a watch of their steps
-
-    on_cuda = work.device.torch.type == "cuda"
-    model = copied(work.model)
-    keep_layers(model)  # the loop itself lets them be computed again
-    model.zero_grad()
-    train = work.train.model_copy(update={"steps": (LAUNCHES if on_cuda else COUNTED) + 1, "epochs": None})
-    own = replace(work, model=model, train=train, split=None, drawn=Drawn(), keeping=NOWHERE)
-    counting = Counting(work.device, model)
-    with torch.random.fork_rng(devices=[work.device.torch] if on_cuda else []), work.products():
-        try:
-            LOOPS[train.loop](own, counting)
-        finally:
-            counting.close()
+    own = further(work, (LAUNCHES if work.device.torch.type == "cuda" else COUNTED) + 1)
+    counting = Counting(work.device, own.model)
+    try:
+        take(own, counting)
+    finally:
+        counting.close()
     return counting.found()
 
 
-class Counting:
+class Counting(Onlooker):
     """Told of the steps of a loop, counts what one of them does, and in another what is launched."""
 
     def __init__(self, device: devices.Device, model: Any) -> None:
@@ -76,15 +72,6 @@ class Counting:
         self._counting = ExitStack()
         self._peak_bytes: int | None = None
         self._kernels: int | None = None
-
-    def begin(self, optimizer: Any, scaler: Any = None) -> None:
-        """The first step is not counted."""
-
-    def kept(self) -> None:
-        """No checkpoint is written."""
-
-    def evaluate(self, evaluation: Callable[[], Any]) -> None:
-        """Evaluations are no part of a step."""
 
     def step_done(self, loss: Any, norm: Any = None) -> None:
         """End what counts the step, begin what counts the next."""
@@ -106,7 +93,9 @@ class Counting:
     def found(self) -> Counters:
         """All that was counted."""
         return Counters(
+            step=COUNTED,
             operators=self._dispatched.operators,
+            flops=self._dispatched.flops,
             moved_bytes=self._dispatched.moved_bytes,
             host_waits=self._dispatched.host_waits,
             saved_bytes=self._saved.bytes,
@@ -132,6 +121,7 @@ class Dispatched(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operators = 0
+        self.flops = 0
         self.moved_bytes = 0
         """Read and written by operators, each by itself: what one leaves in a cache for the next is counted, too."""
         self.host_waits = 0
@@ -143,10 +133,17 @@ class Dispatched(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if not self.paused:
             self.operators += 1
+            self.flops += flops(func, args, kwargs or {}, result)
             if not func.is_view:
                 self.moved_bytes += _bytes((args, kwargs)) + _bytes(result)
             self.host_waits += waits(func, args, kwargs or {}, result)
         return result
+
+
+def flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Floating-point operations by torch's formulas: of products, convolutions and attention, and of nothing else."""
+    packet = KIN.get(func.overloadpacket, func.overloadpacket)
+    return int(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0
 
 
 def waits(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
@@ -199,7 +196,7 @@ def _launches() -> Any:
 def kernels(events: Any) -> int:
     """How many of a profiler's events are kernels that ran on a device: neither copies nor ranges that bear a name."""
     return sum(
-        event.device_type is torch.autograd.DeviceType.CUDA
+        event.device_type == torch.autograd.DeviceType.CUDA  # no two of these are one object
         and not event.is_user_annotation
         and not event.name.startswith(("Memcpy", "Memset"))
         for event in events

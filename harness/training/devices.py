@@ -111,9 +111,10 @@ def here() -> tuple[tuple[str, str], ...]:
 class PeakMemory:
     """The most memory held between `watch` and `read`.
 
-    CUDA: bytes that torch's allocator had handed out. CPU: resident bytes of this process, weights of other
-    cases included, by the kernel's own high-water mark (``VmHWM``, set back through ``/proc/self/clear_refs``,
-    Linux only: proc(5)).
+    CUDA: bytes that torch's allocator had handed out, and those that it had taken from the device; what it keeps of
+    earlier cases is given back first, or it would count as reserved by this one. CPU: resident bytes of this process,
+    weights of other cases included, by the kernel's own high-water mark (``VmHWM``, set back through
+    ``/proc/self/clear_refs``, Linux only: proc(5)).
     """
 
     def __init__(self, device: Device) -> None:
@@ -123,6 +124,7 @@ class PeakMemory:
     def watch(self) -> None:
         """Start from here."""
         if self._device.torch.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device.torch)
         elif self._device.torch.type == "cpu":
             with contextlib.suppress(OSError):
@@ -133,7 +135,8 @@ class PeakMemory:
         """What was held at most since `watch`."""
         if self._device.torch.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device.torch)
-            return Memory(peak_bytes=peak, kind="allocated on the device")
+            reserved = torch.cuda.max_memory_reserved(self._device.torch)
+            return Memory(peak_bytes=peak, reserved_bytes=reserved, kind="allocated on the device")
         if not self._reset:
             return Memory(kind=f"not measured: no high-water mark that can be reset for {self._device.name} here")
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.record import Batch, Efficiency, Flops, Steps
-from harness.training.devices import Device
-from harness.training.timing import HostMarks, marks_of
+from harness.training.ceiling import Ceilings
 from harness.training.twin import copied
 from harness.training.watch import shape_of
 from harness.training.workload import Workload, keep_layers
@@ -20,31 +20,37 @@ from harness.training.workload import Workload, keep_layers
 MOST = 4
 """Shapes of batches that are counted, the commonest first: each takes a forward and a backward pass."""
 
-SIZES = {"cpu": (256, 512, 1024), "cuda": (2048, 4096, 8192)}
-"""Of the square matrices whose products are timed: where the largest is not the fastest, another is."""
-
-BUDGET = 0.03
-"""Seconds for the products of one size; the fastest counts, which other processes have least to do with."""
-
 DTYPES = {"bf16": torch.bfloat16, "bf16-pure": torch.bfloat16, "fp16": torch.float16}
 """In which matrix products are computed; fp32 in other precisions."""
 
 
-def efficiency(work: Workload, steps: Steps, batches: Sequence[Batch]) -> Efficiency:
-    """Operations of a step by the shapes of its batches, and the most matrix products a second.
+def efficiency(work: Workload, steps: Steps, batches: Sequence[Batch], ceilings: Ceilings) -> Efficiency:
+    """Operations of a step by the shapes of its batches, and what the device does at most.
 
-    What cannot be counted or timed has its reason in the place of figures.
+    What cannot be counted or measured has its reason in the place of figures.
     """
     dtype = DTYPES.get(work.precision, torch.float32)
     try:
         with work.products():
+            flops = _counted(work, _commonest(steps, batches))
             return Efficiency(
-                flops=_counted(work, _commonest(steps, batches)),
-                ceiling=ceiling(work.device, dtype),
+                flops=flops,
+                ceiling=_above(steps, flops, partial(ceilings.products, work.device, dtype)),
                 dtype=str(dtype).removeprefix("torch."),
+                bandwidth=ceilings.bandwidth(work.device),
             )
     except Exception as error:  # whatever a model does under a counter: the training is not to blame
         return Efficiency(reason=f"{type(error).__name__}: {error}"[:500])
+
+
+def _above(steps: Steps, flops: Sequence[Flops], ceiling: Callable[..., float | None]) -> float | None:
+    """The ceiling; measured again where a step was faster, for the machine may have been busy when it was measured."""
+    known = {each.shape: each.forward + each.backward for each in flops}
+    found = ceiling()
+    for micro, seconds in zip(steps.shapes, steps.seconds, strict=True):
+        if found is not None and sum(known.get(shape, 0) for shape in micro) > found * seconds:
+            return ceiling(again=True)
+    return found
 
 
 def _commonest(steps: Steps, batches: Sequence[Batch]) -> list[dict[str, torch.Tensor]]:
@@ -74,22 +80,3 @@ def _count(work: Workload, model: Any, batch: dict[str, torch.Tensor]) -> Flops:
         forward = counter.get_total_flops()
         loss.backward()
     return Flops(shape=shape_of(batch), forward=forward, backward=counter.get_total_flops() - forward)
-
-
-def ceiling(device: Device, dtype: torch.dtype) -> float | None:
-    """The most operations a second of a product of matrices, of several sizes; none on devices of other kinds."""
-    found = [_fastest(device, size, dtype) for size in SIZES.get(device.torch.type, ())]
-    return max(found, default=None)
-
-
-def _fastest(device: Device, size: int, dtype: torch.dtype) -> float:
-    marks = marks_of(device.torch) or HostMarks()
-    one, two = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
-    out = one @ two  # the first chooses a kernel
-    device.wait()
-    taken: list[float] = []
-    while sum(taken) < BUDGET:
-        first = marks.make()
-        torch.matmul(one, two, out=out)
-        taken.append(marks.between(first, marks.make()))
-    return 2 * size**3 / min(taken)

@@ -65,7 +65,7 @@ def run(
 
     Args:
         case: what to train, and the probes wanted.
-        shelf: keeps checkpoints between the cases of a file.
+        shelf: keeps checkpoints between the cases of a file, and what devices can do.
         root: a folder of the repository that holds the experiment, for its commit.
         progress: told of each step.
         pace: asked after each step when to go on.
@@ -144,8 +144,12 @@ def _stages(
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"], evidence["machine"] = memory.read(), conditions.read()
     if case.timed:
-        evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"])
+        evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"], shelf.ceilings)
         evidence["counters"] = counters(work)
+    if case.trace is not None:
+        from harness.training.profiling import profiled
+
+        evidence["profile"] = profiled(work, case.trace)
     evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
     evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
     evidence["probes"], evidence["probe_seconds"] = {}, {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
@@ -228,8 +228,18 @@ class StepClock:
         return found
 
 
+class Follower(Protocol):
+    """Whoever is told of the phases of a step."""
+
+    def enter(self, phase: Phase) -> None:
+        """From here on the step is in this phase."""
+
+    def inside(self, phase: Phase) -> AbstractContextManager[None]:
+        """A phase that interrupts another."""
+
+
 @contextmanager
-def followed(clock: StepClock, optimizer: Any) -> Iterator[None]:
+def followed(clock: Follower, optimizer: Any) -> Iterator[None]:
     """Let the clock know of the phases of a training, whatever the loop.
 
     Every loop moves its batches with `BatchEncoding.to`, calls the model, back-propagates with `Tensor.backward` and
