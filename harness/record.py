@@ -461,6 +461,8 @@ class Profile(Part):
     steps: int = 0
     seconds: float = 0.0
     """Of all of them together, under the profiler."""
+    busy_seconds: float = 0.0
+    """Of all operators in them; the rest is outside of operators: Python, and on a CUDA device waiting for the host."""
     operators: tuple[Operator, ...] = ()
     """Those that took most, the dearest first."""
     reason: str = ""

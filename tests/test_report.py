@@ -38,6 +38,7 @@ PROFILED = Profile(
     trace="traces/20260131T120000Z-3f9a/course-1234abcd.json.gz",
     steps=3,
     seconds=1.5,
+    busy_seconds=1.23,
     operators=(
         Operator(name="aten::addmm", calls=108, seconds=0.75),
         Operator(name="aten::_fused_adamw_", calls=3, seconds=0.3),
@@ -112,7 +113,7 @@ ORDINARY = Summary(
             ),
             speed=NotMeasured("1 timed steps after 3 of warm-up: at least 3 are needed"),
             memory=Memory(kind="not measured"),
-            counters=Counters(reason="not counted where steps are compiled"),
+            uncounted=("not counted where steps are compiled",),
             graph_breaks=2,
             profile=Profile(reason="RuntimeError: no profiler"),
         ),

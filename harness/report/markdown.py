@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tabulate import tabulate
 
@@ -24,6 +24,7 @@ from harness.report.table import (
     duration,
     operator_cells,
     printable,
+    share,
     step_cells,
     used,
 )
@@ -48,7 +49,8 @@ that the host asks for."""
 
 OPERATORS_EXPLAINED = """\
 The costliest operators in {steps} further steps under the profiler, which takes time itself, most beside small ones: a
-step took {step} there. The trace, for [Perfetto](https://ui.perfetto.dev), is {trace}."""
+step took {step} there, and all operators together {busy} of it. [Perfetto](https://ui.perfetto.dev) opens the trace,
+{trace}."""
 
 
 def markdown(summary: Summary) -> str:
@@ -63,12 +65,15 @@ def markdown(summary: Summary) -> str:
         _cases("Where a step's time goes", STEP_HEADERS, map(step_cells, summary.rows), STEPS_EXPLAINED),
         _cases("What a step makes of its device", DEVICE_HEADERS, map(device_cells, summary.rows), DEVICE_EXPLAINED),
         _cases("What a step does", COUNTER_HEADERS, map(counter_cells, summary.rows), COUNTERS_EXPLAINED),
+        _section(
+            "Not counted", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.uncounted]
+        ),
         *_profiles(summary),
         _section("Broken laws", broken_lines(summary)),
         _section("Left out", left_out_lines(summary)),
         _section("Could not be judged", _unjudged_lines(summary, "invalid")),
         _section("Could not have failed", _unjudged_lines(summary, "vacuous")),
-        _section("Chosen", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.chosen]),
+        _section("Chosen", _each(summary, lambda row: row.chosen)),
         _section(
             "Time per step over the custom loop's",
             [f"- {code(one.name)}: {escape(str(one))}" for one in summary.overheads],
@@ -114,8 +119,13 @@ def _profiles(summary: Summary) -> Iterator[str]:
             yield f"{title}\n\nThere is none: {escape(row.profile.reason)}"
             continue
         cells = [[escape(cell) for cell in line] for line in operator_cells(row.profile)]
-        step = duration(row.profile.seconds / row.profile.steps)
-        explained = OPERATORS_EXPLAINED.format(steps=row.profile.steps, step=step, trace=code(row.profile.trace))
+        found = row.profile
+        explained = OPERATORS_EXPLAINED.format(
+            steps=found.steps,
+            step=duration(found.seconds / found.steps),
+            busy=share(found.busy_seconds / found.seconds if found.seconds else None),
+            trace=code(found.trace),
+        )
         yield f"{title}\n\n{_table(OPERATOR_HEADERS, cells)}\n\n{explained}"
 
 
@@ -134,6 +144,11 @@ def _costs(summary: Summary) -> str:
         disable_numparse=True,
     )
     return f"## What the laws cost\n\n{table}"
+
+
+def _each(summary: Summary, sentences: Callable[[Row], Iterable[str]]) -> list[str]:
+    """An item of a list for each sentence that there is of a case."""
+    return [f"- {code(row.name)}: {escape(sentence)}" for row in summary.rows for sentence in sentences(row)]
 
 
 def _section(title: str, lines: list[str]) -> str:

@@ -34,6 +34,8 @@ class Row:
     compiling: tuple[float, ...] = ()
     """Seconds that each step spent on compiling which compiled something."""
     counters: Counters = field(default_factory=Counters)
+    uncounted: tuple[str, ...] = ()
+    """Why nothing was counted in a step, or of what it computes."""
     graph_breaks: int | None = None
     """None where nothing is compiled."""
     profile: Profile | None = None
@@ -143,6 +145,7 @@ def _row(record: Record) -> Row:
         evaluation=record.evaluation if record.evaluation is not None and record.evaluation.scores else None,
         compiling=tuple(seconds for seconds in record.steps.compile_seconds if seconds > 0),
         counters=record.counters,
+        uncounted=tuple(why for why in (record.counters.reason, record.efficiency.reason) if why),
         graph_breaks=None if record.compilation is None else sum(record.compilation.breaks.values()),
         profile=record.profile,
     )

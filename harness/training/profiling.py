@@ -45,11 +45,13 @@ def profiled(work: Workload, path: Path) -> Profile:
         profiling.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         profiling.profiler.export_chrome_trace(str(path))
+        found = operators(profiling.profiler.key_averages(), on_device=work.device.torch.type == "cuda")
         return Profile(
             trace="/".join(path.parts[-3:]),
             steps=PROFILED,
             seconds=profiling.seconds(),
-            operators=costliest(profiling.profiler.key_averages(), on_device=work.device.torch.type == "cuda"),
+            busy_seconds=sum(each.seconds for each in found),
+            operators=found[:MOST],
         )
     except Exception as error:  # a full disk, a profiler that another tool holds: the training is not to blame
         return Profile(reason=f"{type(error).__name__}: {error}"[:500])
@@ -147,8 +149,8 @@ class Ranges:
         self._phase = None
 
 
-def costliest(averages: Iterable[Any], *, on_device: bool) -> tuple[Operator, ...]:
-    """The operators that took most time themselves, without those that they call.
+def operators(averages: Iterable[Any], *, on_device: bool) -> tuple[Operator, ...]:
+    """Those that took time themselves, without those that they call, the dearest first.
 
     Args:
         averages: a profiler's, one a name.
@@ -164,4 +166,4 @@ def costliest(averages: Iterable[Any], *, on_device: bool) -> tuple[Operator, ..
         # a kernel has an event of its own on the device, beside that of its operator
         if each.device_type == torch.autograd.DeviceType.CPU and not each.is_user_annotation
     ]
-    return tuple(sorted((each for each in found if each.seconds), key=lambda each: -each.seconds)[:MOST])
+    return tuple(sorted((each for each in found if each.seconds), key=lambda each: -each.seconds))
