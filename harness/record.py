@@ -492,6 +492,8 @@ class Memory(Part):
     processes cannot have, and where more is needed there is none. None elsewhere."""
     kind: str = ""
     """What was counted, or why it could not be."""
+    freed: str = ""
+    """Why memory that a step frees is kept, or not; empty where nothing is declared."""
 
 
 class Interval(Part):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from trial import attempt, case, train
@@ -61,7 +60,7 @@ def test_auto_packs_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds:
             way()
         return {"packed": (seconds, 5), "padded": (1.0, 5)}
 
-    monkeypatch.setattr(packing, "_in_turns", timed)
+    monkeypatch.setattr(packing, "in_turns", timed)
     found = train(case(train={**SAID, "packing": "auto"}, probes=["packing"]))
     assert found.settings["train.packing"] is packs
     assert found.checkpoint is not None
@@ -78,16 +77,3 @@ def test_measuring_changes_nothing() -> None:
         train(case({"architecture": "fnet", "size": "tiny"}, train={**SAID, "packing": on})) for on in (False, "auto")
     )
     assert plain.steps.loss == chosen.steps.loss
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(0.1, (0.1, 5)), (3.0, (3.0, 1))])
-def test_measurements_are_short(monkeypatch: pytest.MonkeyPatch, seconds: float, expected: tuple[float, int]) -> None:
-    """After a turn that is not counted they take five, or end when they have taken too long."""
-    now = [0.0]
-
-    def way() -> None:
-        now[0] += seconds
-
-    monkeypatch.setattr(packing, "perf_counter", lambda: now[0])
-    found: dict[str, Any] = packing._in_turns({"one": way, "other": way})
-    assert found["one"] == (pytest.approx(expected[0]), expected[1])

@@ -180,6 +180,11 @@ class Train(Declared):
         description="Whether the layers of an encoder compute real tokens alone, the sequences of a batch in one row, "
         "each of which attends to itself; auto: if a short measurement before training finds that faster.",
     )
+    keep_memory: _OrAuto = Field(
+        default=False,
+        description="Whether memory that a step on a processor frees stays with the process, instead of going back to "
+        "the kernel and being cleared for the next step; auto: if a short measurement finds that faster.",
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = Field(
         default=None, description="The implementation of attention, as transformers names it; null: its own choice."
     )

@@ -152,9 +152,13 @@ def _row(record: Record) -> Row:
 
 
 def _chosen(record: Record) -> Iterator[str]:
-    """What tokenizer and optimizer were given, and how attention is computed where nobody says; and why."""
+    """What tokenizer and optimizer were given, and how attention is computed where nobody says, whether
+    freed memory is kept; and why.
+    """
     for part in (record.tokenizer, record.optimizer):
         yield from part.reasons.values() if part is not None else ()
     start = record.checkpoint
     if start is not None and start.attention and start.attention_reason and not record.settings.get("train.attention"):
         yield f"attention is {start.attention}: {start.attention_reason}"
+    if record.memory.freed:
+        yield record.memory.freed

@@ -39,7 +39,7 @@ def custom(work: Workload, watch: Watching) -> None:
     for step, window in enumerate(windows, start=done + 1):  # the micro-batches of one step
         step_loss, norm = torch.zeros((), device=work.device.torch), None
         for batch, share in zip(window, work.shares(window), strict=True):
-            batch = batch.to(work.device.torch)
+            batch = batch.to(work.device.torch, non_blocking=True)
             with work.autocast():  # the backward pass runs outside: it uses the dtypes of the forward
                 loss = work.loss(model(**batch), batch)
             if share == 0:

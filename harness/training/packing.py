@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -23,16 +21,13 @@ from transformers.masking_utils import sdpa_mask
 
 from harness.errors import Unavailable, count
 from harness.training import attention
+from harness.training.choice import GAIN, forth_and_back, in_turns
 from harness.training.devices import Device
 
 PACKED = "sdpa_packed"
 """The implementation of attention that a packed model uses; in any other one it computes padded batches."""
 MODELS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Types of models whose layers know of a token's place by what the embeddings say alone."""
-GAIN = 0.1
-"""Part of the time that packing must save to be chosen: less is within what a measurement of seconds can tell."""
-TURNS, BUDGET = 5, 5.0
-"""A measurement ends after so many turns, or after the first that ends later than so many seconds."""
 
 
 def require(model: Any, device: Device) -> None:
@@ -174,31 +169,10 @@ def _measured(model: Any, autocast: Callable[[], AbstractContextManager[Any]], b
     padded, packed = copy.deepcopy(model).train(), copy.deepcopy(model).train()
     use(packed)
     ways = {"padded": padded, "packed": packed}
-    took = _in_turns({name: partial(_pass, way, autocast, batches) for name, way in ways.items()})
+    took = in_turns({name: partial(forth_and_back, way, autocast, batches) for name, way in ways.items()})
     (fast, turns), (slow, _) = took["packed"], took["padded"]
     says = f"{len(batches)} batches forth and back in {fast:.3g} s packed, {slow:.3g} s padded"
     return fast < (1 - GAIN) * slow, f"train.packing is auto: {says} (median of {count(turns, 'turn')})"
-
-
-def _pass(model: Any, autocast: Callable[[], AbstractContextManager[Any]], batches: list[Any]) -> None:
-    for batch in batches:
-        with autocast():
-            loss = model(**batch).loss
-        loss.backward()
-
-
-def _in_turns(ways: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, int]]:
-    """Median seconds of each, and the number of turns; the first is not counted, unless it takes too long alone."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    began = perf_counter()
-    for _ in range(TURNS + 1):
-        for name, way in ways.items():
-            started = perf_counter()
-            way()
-            seconds[name].append(perf_counter() - started)
-        if perf_counter() - began > BUDGET:
-            break
-    return {name: (median(each[1:] or each), len(each[1:] or each)) for name, each in seconds.items()}
 
 
 def undone(model: Any) -> Any:

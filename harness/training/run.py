@@ -107,6 +107,7 @@ def _stages(
     evidence["settings"] = case.declared()["settings"] | {
         "train.steps": work.train.steps,
         "train.packing": work.train.packing,
+        "train.keep_memory": work.train.keep_memory,
     }
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
     evidence["adapters"] = loaded.adapters
@@ -125,7 +126,7 @@ def _stages(
     conditions.watch()
     evaluate = partial(EVALUATIONS[settings.train.loop], work)
     try:
-        with work.products():
+        with work.products(), work.memory():
             if witness is not None:
                 witness.take(0, evaluate)
             LOOPS[settings.train.loop](replace(work, keeping=keeping), watch)
@@ -142,7 +143,8 @@ def _stages(
         evidence["batches"] = watch.batches()
         evidence["data"] = survey.found()
         evidence["examples"] = _examples(loaded, work, watch)
-    evidence["memory"], evidence["machine"] = memory.read(), conditions.read()
+    evidence["memory"] = memory.read().model_copy(update={"freed": work.memory_reason})
+    evidence["machine"] = conditions.read()
     if case.timed:
         evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"], shelf.ceilings)
         evidence["counters"] = counters(work)

@@ -17,7 +17,7 @@ from transformers import get_scheduler
 from harness import experiment
 from harness.errors import CheckpointError, DataError, Unavailable
 from harness.schedule import warmup
-from harness.training import attention, compilation, data, optimizer, packing, split, tokenizer
+from harness.training import allocator, attention, compilation, data, optimizer, packing, split, tokenizer
 from harness.training.checkpoint import Loaded
 from harness.training.devices import Device, matmul_precision
 from harness.training.resume import NOWHERE, Keeping
@@ -69,6 +69,8 @@ class Workload:
     """What it is evaluated on; none where nothing is declared."""
     attention_reason: str = ""
     """Why attention is computed as it is."""
+    memory_reason: str = ""
+    """Why memory that a step frees is kept, or not."""
     keeping: Keeping = NOWHERE
     """Where the loop writes a checkpoint, or goes on from one."""
     fault: Fault | None = None
@@ -141,6 +143,7 @@ class Workload:
         """Batches on the CPU, padded as declared: an epoch each time it is gone through."""
         order, collate = self.order(), self.drawn.noting(self.collator())
         options: dict[str, Any] = {} if order is None else {"sampler": order}
+        options["pin_memory"] = self.device.torch.type == "cuda"  # for a copy that nobody waits for
         return DataLoader(self.examples, batch_size=self.train.batch_size, collate_fn=collate, **options)
 
     def windows(self, loader: Any = None) -> Iterator[list[Any]]:
@@ -224,6 +227,10 @@ class Workload:
         """The precision of matrix products in fp32: in full, unless `tf32` is declared."""
         return matmul_precision("high" if self.precision == "tf32" else "highest")
 
+    def memory(self) -> AbstractContextManager[Any]:
+        """What becomes of the memory that steps free."""
+        return allocator.kept() if self.train.keep_memory else nullcontext()
+
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -289,7 +296,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         split=split.prepare(loaded, settings, replace(encode, evaluating=True)),
         attention_reason=attention.reason(settings.train.attention),
     )
-    return _packed(work) if settings.train.packing else work
+    return _keeping(_packed(work))
 
 
 def _packed(work: Workload) -> Workload:
@@ -297,9 +304,20 @@ def _packed(work: Workload) -> Workload:
     packs, reason = packing.settle(work.train.packing, work.model, work.device, work.autocast, work.first_batches)
     if packs:
         packing.use(work.model)
-    train = work.train.model_copy(update={"packing": packs})
-    settings = work.settings.model_copy(update={"train": train})
-    return replace(work, train=train, settings=settings, attention_reason=reason)
+    return replace(_declaring(work, packing=packs), attention_reason=reason or work.attention_reason)
+
+
+def _keeping(work: Workload) -> Workload:
+    """The workload, which keeps freed memory if that is declared or faster."""
+    declared = work.train.keep_memory
+    keeps, reason = allocator.settle(declared, work.model, work.device, work.autocast, work.first_batches)
+    return replace(_declaring(work, keep_memory=keeps), memory_reason=reason)
+
+
+def _declaring(work: Workload, **chosen: bool) -> Workload:
+    """The workload, as if what was chosen had been declared."""
+    train = work.train.model_copy(update=chosen)
+    return replace(work, train=train, settings=work.settings.model_copy(update={"train": train}))
 
 
 def start(model: Any, precision: str) -> Any:

@@ -1,0 +1,111 @@
+"""What becomes of the memory that a step on a processor frees.
+
+glibc gives large blocks back to the kernel: a block above 32 MiB at once, the end of its heap as soon as it is large
+enough. The next step gets them anew, page by page, each page cleared by the kernel: gradients of an embedding alone
+can be a fifth of the time of a small model's step, and whether the end of the heap is free is chance. Kept, the same
+pages are used again (mallopt(3)).
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.errors import Unavailable, count
+from harness.training.choice import GAIN, forth_and_back, in_turns
+from harness.training.devices import Device
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""As malloc.h numbers them."""
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+"""No block of its own from the kernel, and the end of the heap is never given back."""
+_RETURNED = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+"""Where glibc's own adjusting of its thresholds ends; that it adjusts them cannot be asked for again."""
+
+
+def require(device: Device) -> None:
+    """See to it that the device's memory is what glibc allocates.
+
+    Raises:
+        Unavailable: it is not; says why.
+    """
+    if device.torch.type != "cpu":
+        raise Unavailable(f"no train.keep_memory on {device.name}: torch keeps what is freed there as it is")
+    if platform.libc_ver()[0] != "glibc":
+        raise Unavailable("no train.keep_memory here: it is for glibc")
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Let what is freed inside stay with the process, and give it back afterwards."""
+    _tell(_KEPT)
+    try:
+        yield
+    finally:
+        _tell(_RETURNED)
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def settle(
+    declared: bool | str,
+    model: Any,
+    device: Device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    batches: Callable[[], list[Any]],
+) -> tuple[bool, str]:
+    """Whether freed memory is to be kept, and why.
+
+    Args:
+        declared: ``train.keep_memory``.
+        model: on the device, as it will be trained.
+        device: where it is.
+        autocast: the precision of the forward pass.
+        batches: makes a few batches with labels, on the device.
+
+    Raises:
+        Unavailable: it is declared, and cannot be.
+    """
+    if declared is False:
+        return False, ""
+    try:
+        require(device)
+    except Unavailable as error:
+        if declared is True:
+            raise
+        return False, f"freed memory is not kept: {error}"
+    if declared is True:
+        return True, "freed memory is kept, as declared"
+    with torch.random.fork_rng(devices=[]):
+        return _measured(partial(forth_and_back, copy.deepcopy(model).train(), autocast, batches()))
+
+
+def _measured(passes: Callable[[], None]) -> tuple[bool, str]:
+    def keeping() -> None:
+        _tell(_KEPT)
+        passes()
+
+    def returning() -> None:
+        _tell(_RETURNED)
+        passes()
+
+    try:
+        took = in_turns({"kept": keeping, "returned": returning})
+    finally:
+        _tell(_RETURNED)
+    (fast, turns), (slow, _) = took["kept"], took["returned"]
+    keeps = fast < (1 - GAIN) * slow
+    said = f"{fast:.3g} s a turn with it kept, {slow:.3g} s with it given back (median of {count(turns, 'turn')})"
+    return keeps, f"freed memory is {'kept' if keeps else 'not kept'}, by a measurement: {said}"
+
+
+def _tell(said: dict[int, int]) -> None:
+    glibc = ctypes.CDLL(None)
+    for name, value in said.items():
+        glibc.mallopt(name, value)

@@ -1,0 +1,80 @@
+"""Freed memory, kept or given back."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from trial import attempt, case, train
+
+from harness.training import allocator, devices
+from harness.training.loops import LOOPS
+
+SAID = {"steps": 3, "batch_size": 3}
+
+
+@pytest.fixture(autouse=True)
+def _glibc() -> None:
+    """These are for the allocator that can be told."""
+    if allocator.platform.libc_ver()[0] != "glibc":
+        pytest.skip("not glibc")
+
+
+def test_kept_memory_is_not_cleared_again() -> None:
+    """Blocks above 32 MiB come from the kernel page by page each time, unless they are kept."""
+
+    def faults() -> int:
+        torch.ones(12 << 20)  # 48 MiB: 12,288 pages of 4 KiB
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(12 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    returned = faults()
+    with allocator.kept():
+        kept = faults()
+    assert kept < 0.1 * returned
+    assert faults() == pytest.approx(returned, rel=0.1)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_losses_are_the_same(loop: str) -> None:
+    """To the bit, whatever becomes of memory; the record says why it is kept."""
+    kept, returned = (train(case(train={**SAID, "loop": loop, "keep_memory": on})) for on in (True, False))
+    assert kept.steps.loss == returned.steps.loss
+    assert (kept.memory.freed, returned.memory.freed) == ("freed memory is kept, as declared", "")
+
+
+@pytest.mark.parametrize(("seconds", "keeps"), [(0.5, True), (0.95, False)])
+def test_auto_keeps_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: float, keeps: bool) -> None:
+    """By a tenth at least, and measuring changes no loss."""
+
+    def timed(ways: dict[str, Callable[[], None]]) -> dict[str, tuple[float, int]]:
+        for way in ways.values():
+            way()
+        return {"kept": (seconds, 5), "returned": (1.0, 5)}
+
+    monkeypatch.setattr(allocator, "in_turns", timed)
+    found = train(case(train={**SAID, "keep_memory": "auto"}))
+    assert found.settings["train.keep_memory"] is keeps
+    says = f"{seconds:g} s a turn with it kept, 1 s with it given back (median of 5 turns)"
+    assert found.memory.freed == f"freed memory is {'kept' if keeps else 'not kept'}, by a measurement: {says}"
+    assert found.steps.loss == train(case(train=SAID)).steps.loss
+
+
+def test_other_allocators_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skip where it is asked for, a reason where it may be chosen."""
+    monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
+    asked = attempt(case(train={**SAID, "keep_memory": True}))
+    assert (asked.outcome, asked.reason) == ("skipped", "no train.keep_memory here: it is for glibc")
+    chosen = train(case(train={**SAID, "keep_memory": "auto"}))
+    assert chosen.memory.freed == "freed memory is not kept: no train.keep_memory here: it is for glibc"
+
+
+def test_other_devices_keep_what_is_freed() -> None:
+    """A GPU's memory is torch's to keep."""
+    gpu = replace(devices.find("cpu"), name="cuda", torch=torch.device("cuda"))
+    with pytest.raises(devices.Unavailable, match=r"no train\.keep_memory on cuda: torch keeps"):
+        allocator.require(gpu)
