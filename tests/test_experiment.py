@@ -128,6 +128,7 @@ def test_the_defaults(folder: Folder) -> None:
         "padding": "longest",
         "pad_to_multiple_of": None,
         "packing": False,
+        "keep_memory": False,
         "attention": None,
         "gradient_checkpointing": False,
         "compile": False,
