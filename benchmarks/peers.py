@@ -1,18 +1,20 @@
 """Steps of the harness's loops beside those of others that train the same: real tokens a second.
 
 In one process, in turn, round after round: each trains a copy of the same weights on the same texts, as many steps,
-from the first batch that it waits for to the end of its last step. Setting up is in nobody's time. The first round
-warms up and is not counted. All take the texts in their order, so that batches are the same, but for those that are
-said to group them by length.
+from the first batch that it waits for to the end of its last step. Setting up is in nobody's time. All take the texts
+in their order, so that batches are the same, but for those that are said to group them by length, and nobody clips.
+The first round warms up, is not counted, and has no dropout: there all losses must be equal.
 
-    pip install -e '.[sample]' lightning
+    pip install -e '.[sample]' lightning optimum-benchmark
     python benchmarks/peers.py --rounds 10
+    python benchmarks/peers.py --device cuda     # the same there, and a fifth workload: 64 x 128 tokens in bf16
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import logging
 import math
 import os
@@ -20,7 +22,8 @@ import platform
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
@@ -30,7 +33,9 @@ from typing import Any
 import torch
 from measure import environment, rotate
 from tabulate import tabulate
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -51,6 +56,17 @@ SENTENCES = ["I've been waiting for a HuggingFace course my whole life.", "This 
 RATE, SEED = 5e-5, 42
 BASE = "bare Trainer"
 """Whom the ratios are to."""
+EQUAL = {"fp32": 1e-4, "bf16": 2e-2}
+"""How far a loss may be from that of the course's loop, relatively: sums in another order, over tens of steps; and in
+bf16, which has 8 bits."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    seconds: float
+    losses: list[float]
 
 
 @dataclass(frozen=True)
@@ -62,12 +78,14 @@ class Load:
         batch: sequences in a batch.
         texts: of a whole training.
         bf16: whether it is trained in bf16, too.
+        counted: whether its operations are.
     """
 
     checkpoint: Any
     batch: int
     texts: list[str]
     bf16: bool = True
+    counted: bool = False
 
     @property
     def steps(self) -> int:
@@ -75,15 +93,17 @@ class Load:
         return math.ceil(len(self.texts) / self.batch)
 
 
-def loads() -> dict[str, Load]:
-    """The four workloads: a checkpoint, and texts of one kind."""
+def loads(device: str = "cpu") -> dict[str, Load]:
+    """The four workloads: a checkpoint, and texts of one kind; on a GPU a fifth, large enough for it."""
     words = [word for word in _tokenizer().get_vocab() if word.isascii() and word.isalpha() and len(word) > 2]
     base, tiny = ({"architecture": "bert", "size": size} for size in ("default", "tiny"))
+    large = {"v": Load(base, 64, [" ".join(sorted(words)[place : place + 126]) for place in range(1280)], counted=True)}
     return {
         "i": Load(MINILM, 2, SENTENCES * 20),
         "ii": Load(MINILM, 16, ragged(sorted(words), 64)),
-        "iii": Load(base, 8, ragged(sorted(words), 16)),
+        "iii": Load(base, 8, ragged(sorted(words), 16), counted=True),
         "iv": Load(tiny, 8, ragged(sorted(words), 480, most=24, mean=10), bf16=False),
+        **(large if device != "cpu" else {}),
     }
 
 
@@ -108,6 +128,7 @@ class Stage:
     load: Load
     loaded: checkpoint.Loaded
     rows: list[dict[str, Any]]
+    device: devices.Device
 
     @property
     def tokens(self) -> int:
@@ -124,7 +145,7 @@ class Stage:
     def model(self) -> Any:
         """A copy of the weights, from the state of the random numbers that all begin with."""
         set_seed(SEED)
-        return copy.deepcopy(self.loaded.model).train()
+        return copy.deepcopy(self.loaded.model).train().to(self.device.torch)
 
     def loader(self, order: list[int] | None = None) -> DataLoader[Any]:
         """Batches as everybody makes them."""
@@ -141,13 +162,13 @@ class Stage:
                 "tokenizer": MINILM,
                 "data": {"sequences": self.load.texts, "labels": labels},
                 "precision": precision,
-                "device": "cpu",
+                "device": self.device.name,
                 "train": {**said, "weight_decay": 0.0, "shuffle": False, **train},
             }
         )
 
 
-def stage(load: Load) -> Stage:
+def stage(load: Load, device: devices.Device) -> Stage:
     """Load the checkpoint and encode the texts."""
     labels = [place % 2 for place in range(len(load.texts))]
     said = {"checkpoint": load.checkpoint, "tokenizer": MINILM, "data": {"sequences": load.texts, "labels": labels}}
@@ -155,24 +176,38 @@ def stage(load: Load) -> Stage:
     encoded = loaded.tokenizer(load.texts, truncation=True, max_length=512)
     names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in encoded]
     rows = [{**{name: encoded[name][place] for name in names}, "label": label} for place, label in enumerate(labels)]
-    return Stage(load, loaded, rows)
+    return Stage(load, loaded, rows, device)
+
+
+@contextmanager
+def without_dropout(stage: Stage) -> Iterator[None]:
+    """For losses that can be compared: who draws for dropout, and how often, is each loop's own affair."""
+    layers = [module for module in stage.loaded.model.modules() if isinstance(module, torch.nn.Dropout)]
+    shares = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = 0.0
+    try:
+        yield
+    finally:
+        for layer, share in zip(layers, shares, strict=True):
+            layer.p = share
 
 
 # Ours
 
 
-def ours(stage: Stage, loop: str = "custom", precision: str = "fp32", **train: Any) -> Callable[[], float]:
+def ours(stage: Stage, loop: str = "custom", precision: str = "fp32", **train: Any) -> Callable[[], Trained]:
     """A loop of the harness, as an experiment declares it; what is `auto` is measured once, before all rounds."""
     settings = stage.settings(precision, loop=loop, **train)
-    device = devices.find("cpu")
-    chosen = workload.prepare(stage.loaded, settings, device).settings
+    chosen = workload.prepare(stage.loaded, settings, stage.device).settings
+    trains = inspect.unwrap(LOOPS[loop])  # what the warm-up has compiled is there still
 
-    def run() -> float:
-        work = workload.prepare(stage.loaded, chosen, device)
+    def run() -> Trained:
+        work = workload.prepare(stage.loaded, chosen, stage.device)
         stopwatch = Stopwatch()
-        with devices.matmul_precision("highest"), work.products():
-            LOOPS[loop](work, stopwatch)
-        return stopwatch.seconds
+        with devices.matmul_precision("highest"), work.products(), work.memory():
+            trains(work, stopwatch)
+        return stopwatch.trained
 
     return run
 
@@ -182,11 +217,12 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._began = self._ended = 0.0
+        self._losses: list[float] = []
 
     @property
-    def seconds(self) -> float:
+    def trained(self) -> Trained:
         """From the beginning to the end of the last step."""
-        return self._ended - self._began
+        return Trained(self._ended - self._began, self._losses)
 
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """The first batch is about to be fetched."""
@@ -194,7 +230,7 @@ class Stopwatch:
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """Perhaps the last."""
-        loss.item()  # as a loop that shows its loss does
+        self._losses.append(loss.item())  # as a loop that shows its loss does
         self._ended = perf_counter()
 
     def evaluate(self, evaluation: Any) -> None:
@@ -207,42 +243,43 @@ class Stopwatch:
 # By hand
 
 
-def course(stage: Stage) -> float:
+def course(stage: Stage) -> Trained:
     """The loop of Hugging Face's course."""
     model = stage.model()
-    return _by_hand(model, torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0), stage.loader())
+    return _by_hand(model, torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0), stage.loader(), stage)
 
 
-def tuned(stage: Stage) -> float:
+def tuned(stage: Stage) -> Trained:
     """The same by somebody who knows: a fused optimizer, and batches of like length."""
     model = stage.model()
     lengths = [len(row["input_ids"]) for row in stage.rows]
     order = data.by_length(lengths, stage.load.batch, torch.Generator().manual_seed(SEED))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
-    return _by_hand(model, optimizer, stage.loader(order))
+    return _by_hand(model, optimizer, stage.loader(order), stage)
 
 
-def _by_hand(model: Any, optimizer: Any, loader: Any) -> float:
-    schedule = get_scheduler("linear", optimizer, 0, len(loader))
+def _by_hand(model: Any, optimizer: Any, loader: Any, stage: Stage) -> Trained:
+    schedule, losses = get_scheduler("linear", optimizer, 0, len(loader)), []
     began = perf_counter()
     for batch in loader:
-        loss = model(**batch).loss
+        loss = model(**batch.to(stage.device.torch)).loss
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        loss.item()
-    return perf_counter() - began
+        losses.append(loss.item())
+    return Trained(perf_counter() - began, losses)
 
 
-def accelerate(stage: Stage) -> float:
+def accelerate(stage: Stage) -> Trained:
     """The loop of Accelerate's guides."""
     from accelerate import Accelerator
 
-    accelerator, model = Accelerator(cpu=True), stage.model()
+    accelerator, model = Accelerator(cpu=stage.device.name == "cpu"), stage.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, 0, stage.load.steps)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, stage.loader(), schedule)
+    losses: list[float] = []
     began = perf_counter()
     for batch in loader:
         loss = model(**batch).loss
@@ -250,8 +287,8 @@ def accelerate(stage: Stage) -> float:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        loss.item()
-    return perf_counter() - began
+        losses.append(loss.item())
+    return Trained(perf_counter() - began, losses)
 
 
 # Trainers
@@ -267,8 +304,17 @@ class _Between(TrainerCallback):
         self.ended = perf_counter()
 
 
-def bare(stage: Stage, **said: Any) -> float:
-    """`transformers.Trainer` with its own defaults."""
+class _Keeping(Trainer):
+    """The Trainer, keeping the loss of each step."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(loss.item())
+        return loss
+
+
+def bare(stage: Stage, **said: Any) -> Trained:
+    """`transformers.Trainer` with its own defaults; its clipping is off, for it would train otherwise."""
     clock = _Between()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -276,26 +322,27 @@ def bare(stage: Stage, **said: Any) -> float:
             num_train_epochs=1,
             per_device_train_batch_size=stage.load.batch,
             learning_rate=RATE,
-            use_cpu=True,
+            use_cpu=stage.device.name == "cpu",
             report_to=[],
             disable_tqdm=True,
             save_strategy="no",
             logging_strategy="no",
-            **{"train_sampling_strategy": "sequential", **said},
+            **{"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, **said},
         )
         collate = DataCollatorWithPadding(stage.loaded.tokenizer)
-        trainer = Trainer(stage.model(), arguments, collate, stage.rows, callbacks=[clock])  # type: ignore[arg-type]
+        trainer = _Keeping(stage.model(), arguments, collate, stage.rows, callbacks=[clock])  # type: ignore[arg-type]
+        trainer.losses: list[float] = []
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return clock.ended - clock.began
+    return Trained(clock.ended - clock.began, trainer.losses)
 
 
-def grouped(stage: Stage) -> float:
+def grouped(stage: Stage, **said: Any) -> Trained:
     """The same by its own options: batches of like length. Its optimizer is fused by default."""
-    return bare(stage, train_sampling_strategy="group_by_length", max_grad_norm=0.0)
+    return bare(stage, train_sampling_strategy="group_by_length", **said)
 
 
-def lightning(stage: Stage) -> float:
+def lightning(stage: Stage) -> Trained:
     """Lightning's Trainer, with nothing that it shows or saves."""
     import lightning as pl
 
@@ -308,7 +355,9 @@ def lightning(stage: Stage) -> float:
 
         def training_step(self, batch: Any, place: int) -> Any:
             """One batch."""
-            return self.model(**batch).loss
+            loss = self.model(**batch).loss
+            losses.append(loss.item())
+            return loss
 
         def configure_optimizers(self) -> Any:
             """The optimizer and its schedule."""
@@ -327,10 +376,11 @@ def lightning(stage: Stage) -> float:
             """Perhaps the last."""
             self.ended = perf_counter()
 
-    clock = Clock()
+    clock, losses = Clock(), []
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            accelerator="cpu",
+            accelerator="cpu" if stage.device.name == "cpu" else "gpu",
+            devices=1,
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,
@@ -340,32 +390,62 @@ def lightning(stage: Stage) -> float:
             callbacks=[clock],
         )
         trainer.fit(Module(stage.model()), stage.loader())
-    return clock.ended - clock.began
+    return Trained(clock.ended - clock.began, losses)
+
+
+def optimum() -> str:
+    """Why optimum-benchmark's training scenario has no row."""
+    try:
+        from optimum_benchmark.backends.pytorch.backend import PyTorchBackend  # noqa: F401
+        from optimum_benchmark.scenarios.training.scenario import TrainingScenario  # noqa: F401
+    except ImportError as error:
+        found = f"optimum-benchmark {_version('optimum-benchmark')}"
+        return f"{found} has no row: beside transformers {version('transformers')} it says {error}".split(" (/")[0]
+    return "optimum-benchmark has no row: its texts are its own, all of one length, without padding"
 
 
 # Turns
 
 
-def peers(stage: Stage) -> dict[str, Callable[[], float]]:
+def peers(stage: Stage) -> dict[str, Callable[[], Trained]]:
     """Everybody, by name."""
+    auto: dict[str, Any] = {"packing": "auto", "keep_memory": "auto"}
     found = {
         "course's loop": lambda: course(stage),
         "loop tuned by hand": lambda: tuned(stage),
         "ours, plain": ours(stage, fused=False),
         "ours": ours(stage),
-        "ours, auto": ours(stage, packing="auto"),
-        "ours, trainer loop": ours(stage, loop="trainer", max_grad_norm=1.0),
+        "ours, auto": ours(stage, **auto),
+        "ours, auto, grouped": ours(stage, batching="grouped", **auto),
+        "ours, trainer loop": ours(stage, loop="trainer"),
         BASE: lambda: bare(stage),
-        "Trainer, grouping": lambda: grouped(stage),
+        "Trainer, grouped": lambda: grouped(stage),
+        "Trainer, grouped, worker": lambda: grouped(stage, dataloader_num_workers=1),
         "Accelerate's loop": lambda: accelerate(stage),
     }
     if stage.load.bf16:
-        found["ours, auto, bf16"] = ours(stage, precision="bf16", packing="auto")
-    try:
-        version("lightning")
-    except PackageNotFoundError:
-        return found
-    return {**found, "Lightning": lambda: lightning(stage)}
+        found["ours, auto, bf16"] = ours(stage, precision="bf16", **auto)
+    if stage.device.name != "cpu":
+        found["ours, graphs"] = ours(stage, compile="reduce-overhead")
+        found["ours, graphs, bf16"] = ours(stage, precision="bf16", compile="reduce-overhead")
+    if _version("lightning"):
+        found["Lightning"] = lambda: lightning(stage)
+    return found
+
+
+def difference(own: Sequence[float], other: Sequence[float]) -> float:
+    """The largest of two rows of losses, relatively."""
+    return max(abs(one - two) / abs(two) for one, two in zip(own, other, strict=True))
+
+
+def unlike(losses: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """How far the losses of each are from those of the course's loop; an empty end of a line where that is equal."""
+    first = losses["course's loop"]
+    for name, own in losses.items():
+        if "grouped" in name or "tuned" in name:
+            continue  # other batches
+        far, most = difference(own, first), EQUAL["bf16" if "bf16" in name else "fp32"]
+        yield f"{name} {far:.1g}" + ("" if far <= most else f", MORE THAN {most:g}: it trains something else")
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -376,8 +456,9 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return (ordered[place + 1], ordered[-place - 2]) if place >= 0 else (ordered[0], ordered[-1])
 
 
-def table(stage: Stage, seconds: Mapping[str, tuple[float, ...]]) -> Iterator[list[str]]:
+def table(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> Iterator[list[str]]:
     """A line for each: milliseconds of a step, real tokens a second, and the ratio to the bare Trainer's."""
+    seconds = {name: [each.seconds for each in rounds] for name, rounds in found.items()}
     for name, each in seconds.items():
         ratios = [other / own for own, other in zip(each, seconds[BASE], strict=True)]
         low, high = interval(ratios)
@@ -385,32 +466,91 @@ def table(stage: Stage, seconds: Mapping[str, tuple[float, ...]]) -> Iterator[li
         yield [name, f"{step:.4g}", f"{rate:.0f}", f"{median(ratios):.2f}", f"{low:.2f} to {high:.2f}"]
 
 
+def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
+    """Of the best in fp32 that takes the texts in order: operations of real tokens a second, of the most that a
+    product of matrices had.
+    """
+    settings = stage.settings(packing=stage.device.name == "cpu")
+    work = workload.prepare(stage.loaded, settings, stage.device)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products
+        for batch in work.batches():
+            work.model(**batch.to(stage.device.torch)).loss.backward()
+    name, seconds = min(
+        (median(each.seconds for each in rounds), name) for name, rounds in found.items() if "bf16" not in name
+    )[::-1]
+    rate, most = counter.get_total_flops() / seconds, max(fastest(stage.device, size) for size in (256, 512, 1024))
+    return (
+        f"{name}: {rate / 1e9:.1f} GFLOP/s of real tokens, {rate / most:.0%} of the {most / 1e9:.1f} that a product of "
+        "square matrices has here"
+    )
+
+
+def fastest(device: devices.Device, size: int) -> float:
+    """Operations a second of a product in fp32, of the quickest of twenty."""
+    one, two = (torch.randn(size, size, device=device.torch) for _ in range(2))
+    taken = []
+    for _ in range(20):
+        device.wait()
+        began = perf_counter()
+        torch.matmul(one, two)
+        device.wait()
+        taken.append(perf_counter() - began)
+    return 2 * size**3 / min(taken)
+
+
 def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that torch may use")
-    parser.add_argument("workloads", nargs="*", default=["i", "ii", "iii", "iv"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=5, help="of rounds for a workload at most (%(default)g)")
+    parser.add_argument("workloads", nargs="*")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     quieten()
     print(environment())
-    print(f"{', '.join(installed())}; {asked.threads} threads, {asked.rounds} rounds, {platform.machine()}")
-    known = loads()
-    for name in asked.workloads:
-        load = stage(known[name])
-        everybody = peers(load)
-        for warm in everybody.values():
-            warm()
-        seconds = rotate(everybody, asked.rounds)
-        waste = 1 - load.tokens / load.padded
-        print(
-            f"\n({name}) {load.load.steps} steps of {load.load.batch}, {load.tokens} real tokens, {waste:.0%} padding"
-        )
-        for reason in reasons(load):
-            print(reason)
-        headers = ["", "ms a step", "real tokens/s", f"over {BASE}", "interval"]
-        print(tabulate(table(load, seconds), headers=headers, disable_numparse=True), flush=True)
+    print(f"{', '.join(installed())}; {asked.threads} threads, {platform.machine()}, {asked.device}\n{optimum()}")
+    known = loads(asked.device)
+    for name in asked.workloads or known:
+        measured = stage(known[name], devices.find(asked.device))
+        show(name, measured, *measure(measured, asked.rounds, 60 * asked.minutes))
+
+
+def measure(stage: Stage, rounds: int, budget: float) -> tuple[list[str], dict[str, tuple[Trained, ...]]]:
+    """Check that all train the same, then let them take turns."""
+    with without_dropout(stage):
+        checked = {name: trains().losses for name, trains in peers(stage).items()}
+    everybody, began = peers(stage), perf_counter()
+    found: dict[str, tuple[Trained, ...]] = dict.fromkeys(everybody, ())
+    for turn in range(rounds + 1):
+        for name, (trained,) in rotate(_turned(everybody, turn), 1).items():
+            found[name] = (*found[name], trained) if turn else ()  # the first warms up
+        if perf_counter() - began > budget and turn >= 3:
+            break
+    return [*unlike(checked)], found
+
+
+def _turned(everybody: dict[str, Any], places: int) -> dict[str, Any]:
+    """The same, and another first."""
+    names = [*everybody]
+    return {name: everybody[name] for name in (*names[places % len(names) :], *names[: places % len(names)])}
+
+
+def show(name: str, stage: Stage, checked: list[str], found: Mapping[str, tuple[Trained, ...]]) -> None:
+    """A table."""
+    waste, rounds = 1 - stage.tokens / stage.padded, len(found[BASE])
+    said = f"{stage.load.steps} steps of {stage.load.batch}, {stage.tokens} real tokens, {waste:.0%} padding"
+    print(f"\n({name}) {said}, {rounds} rounds")
+    for reason in reasons(stage):
+        print(reason)
+    headers = ["", "ms a step", "real tokens/s", f"over {BASE}", "interval"]
+    print(tabulate(table(stage, found), headers=headers, disable_numparse=True))
+    print("Losses without dropout, largest relative difference from the course's loop:", "; ".join(checked))
+    if stage.load.counted:
+        print(utilisation(stage, found))
+    print(end="", flush=True)
 
 
 def quieten() -> None:
@@ -424,17 +564,23 @@ def quieten() -> None:
 
 def reasons(stage: Stage) -> Iterator[str]:
     """What `auto` chose, and why."""
-    settings = stage.settings(packing="auto")
-    yield workload.prepare(stage.loaded, settings, devices.find("cpu")).attention_reason
+    work = workload.prepare(stage.loaded, stage.settings(packing="auto", keep_memory="auto"), stage.device)
+    yield work.attention_reason
+    yield work.memory_reason
 
 
 def installed() -> Iterator[str]:
     """Peers that come in packages, with their versions."""
     for name in ("accelerate", "lightning"):
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            yield f"no {name}"
+        yield f"{name} {found}" if (found := _version(name)) else f"no {name}"
+
+
+def _version(name: str) -> str:
+    """Empty where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":
