@@ -29,7 +29,7 @@ from scipy.stats import mannwhitneyu
 from tabulate import tabulate
 from traces import Round, read
 
-from harness.ab.turns import LOOKS
+from harness.ab.turns import LOOKS, PROCESSES
 from harness.compare import MARGIN, Losses, Measure, Pair
 from harness.compare.measure import judged
 from harness.compare.statistic import CONFIDENCE, PROCESS, TURNS, Run, Shift, holm, paired, shift
@@ -128,7 +128,6 @@ WAYS = (
     Way("in turns of 0.03 s, 60 s a side", 0.03, 12, True),
     Way("in turns of 0.03 s, 60 s in all", 0.03, 6, True),
     Way("in turns of 0.25 s, 60 s a side", 0.25, 12, True),
-    Way("in turns of 0.25 s, 60 s in all", 0.25, 6, True),
     Way("in turns of 2 s, 60 s a side", 2.0, 12, True),
     Way("one after the other, 60 s a side", math.inf, 6, False),
     Way("one after the other, 10 s a side", math.inf, 1, False),
@@ -144,14 +143,14 @@ def harness(sides: Sides) -> str:
 
 
 def harness_ab(sides: Sides) -> str:
-    """The same of two live processes, whose layout in memory and the like is in every difference; at its last look."""
+    """The same of two live processes, whose layout in memory and the like is in every difference, at its last look."""
 
     def judge(base: Sequence[Run], new: Sequence[Run]) -> Shift | str:
         if len(base) < TURNS or len(base) != len(new):
             return "no turns"
         differences = [median(two.logs) - median(one.logs) for one, two in zip(base, new, strict=True)]
-        confidence = 1 - (1 - CONFIDENCE) * LOOKS[-1][1]
-        return paired(differences, confidence=confidence, between=PROCESS)
+        confidence = 1 - (1 - CONFIDENCE) * LOOKS[PROCESSES]
+        return paired(differences, confidence=confidence, between=PROCESS / math.sqrt(PROCESSES))
 
     return _speed(judge, sides)
 

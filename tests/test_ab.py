@@ -19,7 +19,7 @@ from test_compare import STEPS, trained
 from harness.__main__ import main
 from harness.ab.environment import Environments
 from harness.ab.job import Job, Timed, trained_pair
-from harness.ab.turns import LOOKS, Steps, Turn, Turns, alternate
+from harness.ab.turns import LOOKS, PROCESSES, Steps, Turn, Turns, alternate
 from harness.compare import Pair
 from harness.compare.statistic import CONFIDENCE, PROCESS, paired
 from harness.errors import HarnessError
@@ -204,7 +204,7 @@ def made_up(times: float, seed: int) -> list[tuple[float, float, int]]:
     """Of each look: ratio, probability and pairs."""
     generator, clock = random.Random(seed), [0.0]
     sides = Training(1.0, generator, clock), Training(times, generator, clock)
-    looks = alternate(*sides, 20.0, generator)
+    looks = alternate(lambda: sides, 20.0, generator)
     return [
         ((found := paired(turns.differences("seconds") or [])).ratio, found.probability, len(turns.pairs))
         for turns, _ in looks
@@ -222,11 +222,11 @@ def test_turns_cancel_drift() -> None:
 def test_looking_several_times_gives_no_more_false_alarms() -> None:
     """Of equal sides, alarms at any look are as rare as at one: 0.5 % is promised, 150 trials are made."""
     alarms = [
-        any(each[1] <= (1 - CONFIDENCE) * share for each, (_, share) in zip(made_up(1.0, seed), LOOKS, strict=True))
+        any(each[1] <= (1 - CONFIDENCE) * share for each, share in zip(made_up(1.0, seed), LOOKS.values(), strict=True))
         for seed in range(150)
     ]
     assert sum(alarms) <= 4
-    assert sum(share for _, share in LOOKS) == pytest.approx(1)
+    assert sum(LOOKS.values()) == pytest.approx(1)
 
 
 def test_a_coin_is_tossed_for_each_pair() -> None:
@@ -239,20 +239,34 @@ def test_a_coin_is_tossed_for_each_pair() -> None:
             return super().steps(number)
 
     sides = Noted(1.0, generator, clock), Noted(1.0, generator, clock)
-    *_, (turns, _) = alternate(*sides, 20.0, generator)
-    first = order[-2 * len(turns.pairs) :: 2]
+    *_, (turns, _) = alternate(lambda: sides, 100.0, generator)
+    assert turns.begun[0] == 0 < turns.begun[1]
+    first = order[-2 * (len(turns.pairs) - turns.begun[-1]) :: 2]
     repeated = sum(one == two for one, two in pairwise(first))
     assert [0.4 < share / len(first) < 0.6 for share in (sum(first), repeated)] == [True, True]
-    assert len(turns.differences("seconds") or ()) == len(turns.pairs) == len(first)
+    assert len(turns.differences("seconds") or ()) == len(turns.pairs)
     assert len(turns.alike) == len(turns.pairs) // 2
     assert turns.seconds == pytest.approx(sum(turns.steps(0, "seconds")) + sum(turns.steps(1, "seconds")))
+
+
+def test_a_busy_process_counts_for_less() -> None:
+    """Of processes alike each counts; one whose differences are three times as large hardly does."""
+    assert turns_of(1.0).processes("seconds") == pytest.approx(PROCESSES, abs=0.5)
+    alone = turns_of(1.0)
+    alone.begun = [0]
+    assert alone.processes("seconds") == 1
+    busy = turns_of(1.0)
+    for place, (base, new) in enumerate(busy.pairs[: len(busy.pairs) // 2]):
+        noisy = Turn((base.seconds[0] * (1.5 if place % 2 else 1 / 1.5),), base.processor_seconds)
+        busy.pairs[place] = noisy, new
+    assert busy.processes("seconds") == pytest.approx(PROCESSES / 2, abs=0.5)
 
 
 def test_both_sides_train_the_same_steps() -> None:
     """However often they are looked at, one side is never ahead by more than a turn."""
     generator, clock = random.Random(0), [0.0]
     sides = Training(1.0, generator, clock), Training(3.0, generator, clock)
-    list(alternate(*sides, 10.0, generator))
+    list(alternate(lambda: sides, 10.0, generator))
     assert sides[0].asked[2:] == sides[1].asked[2:]
 
 
@@ -263,6 +277,7 @@ def test_what_differs_between_processes_is_no_slowdown() -> None:
     found = paired(many, between=PROCESS)
     assert found.probability > 1 - CONFIDENCE
     assert found.low < 1 < found.ratio < found.high
+    assert paired(many, between=PROCESS / 2).high < found.high
 
 
 # Environments
@@ -324,7 +339,7 @@ def test_what_pip_cannot_install_leaves_no_environment(tmp_path: Path, wheels: P
 
 def turns_of(times: float, itself: float = 0.0, number: int = 160) -> Turns:
     """Pairs of a new side that takes so many times as long, of a base whose second turn takes more than its first."""
-    generator, found = random.Random(0), Turns()
+    generator, found = random.Random(0), Turns(begun=[number * place // PROCESSES for place in range(PROCESSES)])
     for _ in range(number):
 
         def turn(by: float) -> Turn:
@@ -357,7 +372,7 @@ def test_turns_are_judged(times: float, verdict: str) -> None:
 
 def test_an_early_look_and_many_cases_ask_for_more() -> None:
     """The same turns are enough at the last look at one case, and not at the first, or among thousands."""
-    turns = turns_of(1.03)
+    turns = turns_of(1.019)
     assert judged(turns).verdict == "slower"
     assert judged(turns, spent=0.001).verdict == "undecided"
     assert judged(turns, cases=10_000).verdict == "undecided"

@@ -7,11 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from typing import Self
+from statistics import NormalDist, median
 
 from harness.ab.process import Live, Side, SideFailed
-from harness.ab.turns import Steps, Turns, alternate
+from harness.ab.turns import LOOKS, PROCESSES, Steps, Turns, alternate
 from harness.compare import MARGIN, Comparison, Measure, Pair
 from harness.compare.comparison import LEFT_OUT, refuse
 from harness.compare.loss import between
@@ -25,6 +24,12 @@ from harness.record import Record
 
 LIBRARIES = "libraries"
 """The axis that stands for all versions of libraries, and what follows from them."""
+
+LEAST = math.expm1(
+    (NormalDist().inv_cdf(1 - (1 - CONFIDENCE) * LOOKS[PROCESSES] / 2) + NormalDist().inv_cdf(0.8))
+    * (PROCESS * math.sqrt(2 / PROCESSES))
+)
+"""The smallest difference that shows in four of five jobs however long they are: of what processes differ by."""
 
 Told = Callable[[str], None]
 
@@ -94,14 +99,30 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
     pair = trained_pair(one, two)
     if pair.fails or not one.finished:
         return pair
-    judging = Timed(pair, job, cases)
-    with _Timing(sides[0], name) as base, _Timing(sides[1], name) as new:
-        for turns, spent in alternate(base, new, job.budget, chance):
-            told(f"{name}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
-            pair = judging.judged(turns, spent)
-            if judging.decides(pair):
-                break
+    judging, begun = Timed(pair, job, cases), list[_Timing]()
+
+    def begin() -> tuple[_Timing, _Timing]:
+        """Both in the processes that trained as declared, and after that in others."""
+        if begun:
+            _anew(sides)
+        begun[:] = [_Timing(live, name) for live in sides]
+        return begun[0], begun[1]
+
+    for turns, spent in alternate(begin, job.budget, chance):
+        told(f"{name}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
+        pair = judging.judged(turns, spent)
+        if judging.decides(pair):
+            break
+    for timing in begun:
+        timing.end()
     return pair
+
+
+def _anew(sides: Sequence[Live]) -> None:
+    for live in sides:
+        live.anew()
+    for live in sides:  # both start before either is waited for
+        _collected(live)
 
 
 def _axes(across: Sequence[str], one: Record, two: Record) -> tuple[str, ...]:
@@ -125,19 +146,16 @@ def trained_pair(base: Record, new: Record) -> Pair:
 
 
 class _Timing:
-    """A side's training without an end, until the `with` block has one."""
+    """A side's training without an end, until it is told to."""
 
     def __init__(self, live: Live, name: str) -> None:
         self._live = live
         self._name = name
+        self._heard(live.ask(time=name))  # it answers with its first step, and waits
 
-    def __enter__(self) -> Self:
-        self._heard(self._live.ask(time=self._name))  # it answers with its first step, and waits
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None:
-            self._live.ask(steps=0)
+    def end(self) -> None:
+        """The process is free for another case."""
+        self._live.ask(steps=0)
 
     def steps(self, number: int) -> Steps:
         """Train on."""
@@ -161,13 +179,10 @@ class Timed:
 
     def judged(self, turns: Turns, spent: float) -> Pair:
         """The pair with its times, each look being as careful as the share it may spend asks for."""
-        found: dict[TimeName, Shift] = {}
-        for name, column in TIMES.items():
-            differences = turns.differences(column)
-            on_processor = self.pair.base[0].settings.get("device") == "cpu"
-            if differences is not None and (name == "step time" or on_processor):
-                confidence = 1 - (1 - CONFIDENCE) * spent
-                found[name] = paired(differences, confidence=confidence, between=PROCESS)
+        shifts = {name: _shift(turns, column, spent) for name, column in TIMES.items()}
+        if self.pair.base[0].settings.get("device") != "cpu":
+            shifts["processor time"] = None  # there it says nothing of the device
+        found = {name: shift for name, shift in shifts.items() if shift is not None}
         adjusted = [min(1.0, self.cases * each) for each in holm([one.probability for one in found.values()])]
         times = [self._measure(*each, turns) for each in zip(found, found.values(), adjusted, strict=True)]
         itself = paired(turns.calibration())
@@ -190,9 +205,16 @@ class Timed:
         measure = judged_alone(Measure(name, "undecided", base, new, found), probability, self.job.margin)
         if measure.outcome != "undecided":
             return measure
-        floor = math.expm1(2 * math.sqrt(2) * PROCESS)
         why = f"less than {found.smallest:.1%} would not have shown in {found.turns} turns"
-        return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {floor:.1%}")
+        return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {LEAST:.1%}")
+
+
+def _shift(turns: Turns, column: str, spent: float) -> Shift | None:
+    differences = turns.differences(column)
+    if differences is None:
+        return None
+    between = PROCESS / math.sqrt(turns.processes(column))
+    return paired(differences, confidence=1 - (1 - CONFIDENCE) * spent, between=between)
 
 
 def shown(found: Shift) -> str:

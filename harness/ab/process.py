@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +45,7 @@ class Side:
 
 
 class Live:
-    """One live process of a side; ends with the `with` block, whatever happens in it.
+    """A live process of a side; ends with the `with` block, whatever happens in it.
 
     Args:
         side: what it runs.
@@ -54,13 +55,17 @@ class Live:
 
     def __init__(self, side: Side, arguments: Sequence[str], within: Path = Path()) -> None:
         self.side = side
+        self._command = [str(side.python), "-m", "harness.ab.side", *arguments]
+        self._folder = side.folder / within
+        self._begin()
+
+    def _begin(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        command = [str(side.python), "-m", "harness.ab.side", *arguments]
         try:
             self._process = subprocess.Popen(
-                command,
-                cwd=side.folder / within,
-                env=side.environment(),
+                self._command,
+                cwd=self._folder,
+                env=self.side.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -69,17 +74,26 @@ class Live:
             )
         except OSError as error:
             self._log.close()
-            raise SideFailed(f"{side.name}: cannot be run: {error}") from None
+            raise SideFailed(f"{self.side.name}: cannot be run: {error}") from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def anew(self) -> None:
+        """Go on in another process, which says its cases first."""
+        self._end()
+        self._begin()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # what it was asked and did not live to hear
+                    stream.close()
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer.

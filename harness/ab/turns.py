@@ -4,14 +4,18 @@ Turns come in pairs, base-new or new-base, and a coin says which, for each pair 
 as likely to be against the one side as against the other. The two of a pair train the very same steps, so what differs
 is not the batch. The base's turns of two pairs that follow each other show, in the same job, what a difference looks
 like where there is none.
+
+No number of turns averages out what two processes of the same code differ by for as long as they live. So both sides
+are begun anew `PROCESSES` times, each time by processes of their own.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
@@ -26,9 +30,12 @@ WARM_UP = 5
 COMPILING = 50
 """Steps at most that a warm-up goes on for while steps still compile."""
 
-LOOKS = ((0.25, 0.1), (0.5, 0.2), (1.0, 0.7))
-"""When the turns are looked at, as a share of the time budget, and what share of the chance of a false alarm that look
-may spend (alpha spending with a schedule fixed in advance: Lan and DeMets, Biometrika 1983). The shares sum to 1, so by
+PROCESSES = 4
+"""Of each side, one after the other, with an equal share of the time budget each."""
+
+LOOKS = {1: 0.1, 2: 0.2, 4: 0.7}
+"""After how many processes the turns are looked at, and what share of the chance of a false alarm that look may spend
+(alpha spending with a schedule fixed in advance: Lan and DeMets, Biometrika 1983). The shares sum to 1, so by
 Bonferroni's inequality looking three times gives no more false alarms than looking once. When a look comes depends on
 the time that both sides took together, which says nothing of who was slower."""
 
@@ -41,6 +48,9 @@ class Stepping(Protocol):
 
     def steps(self, number: int) -> Steps:
         """Train on, and say what each step took."""
+
+
+Begin = Callable[[], tuple[Stepping, Stepping]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,8 @@ class Turns:
     pairs: list[Pair] = field(default_factory=list)
     alike: list[Pair] = field(default_factory=list)
     """Of two turns of the base, of which a coin says which is called new."""
+    begun: list[int] = field(default_factory=list)
+    """At which pair new processes were begun."""
     seconds: float = 0.0
     """Of all turns together, by the clock on the wall."""
 
@@ -75,6 +87,18 @@ class Turns:
         logs = [(base.logs(column), new.logs(column)) for base, new in self.pairs]
         found = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
         return found if len(found) == len(logs) else None
+
+    def processes(self, column: str) -> float:
+        """Of how many processes of a side, if all counted the same, the differences are the mean: one that had a quiet
+        time counts for more than one that had a busy one (Kish's effective size).
+        """
+        found = self.differences(column) or []
+        parts = [found[begin:end] for begin, end in pairwise([*self.begun, len(found)]) if begin < end]
+        sizes = [(len(part), median(map(abs, part))) for part in parts]
+        if not all(size for _, size in sizes):
+            return float(len(parts) or 1)
+        weights = [number / size**2 for number, size in sizes]
+        return math.fsum(weights) ** 2 / math.fsum(weight**2 for weight in weights)
 
     def calibration(self) -> list[float]:
         """The same by the clock on the wall of the base and itself; its turns are of other steps."""
@@ -86,21 +110,23 @@ class Turns:
         return [each for pair in self.pairs for each in getattr(pair[side], column)]
 
 
-def alternate(base: Stepping, new: Stepping, budget: float, chance: random.Random) -> Iterator[tuple[Turns, float]]:
+def alternate(begin: Begin, budget: float, chance: random.Random) -> Iterator[tuple[Turns, float]]:
     """Take turns; at each look what there is, and the share of the chance of a false alarm that it may spend.
 
     Args:
-        base: of the one side, begun.
-        new: of the other.
+        begin: base and new in processes that have not taken turns yet.
         budget: seconds of all turns together.
         chance: the coin.
     """
-    number = max(1, math.ceil(TURN / max(warm_up(base), warm_up(new), 1e-6)))
     turns = Turns()
-    for share, spent in LOOKS:
-        while turns.seconds < share * budget:
-            _pair(turns, (base, new), number, chance)
-        yield turns, spent
+    for process in range(1, PROCESSES + 1):
+        sides = begin()
+        number = max(1, math.ceil(TURN / max(*map(warm_up, sides), 1e-6)))
+        turns.begun.append(len(turns.pairs))
+        while turns.seconds < budget * process / PROCESSES:
+            _pair(turns, sides, number, chance)
+        if process in LOOKS:
+            yield turns, LOOKS[process]
 
 
 def warm_up(side: Stepping) -> float:
