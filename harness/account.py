@@ -46,8 +46,8 @@ METERED = 1.0
 """Seconds of timed steps below which no energy is told."""
 
 NEAR = 0.5
-"""Share of a step that the longer of arithmetic and memory needs, or neither bounds it: more than half of the time goes
-into calling operators, which are too small to fill the device, and into what Python does between them."""
+"""Share of a step that arithmetic and memory need together, one operator after the other, or neither bounds it: more
+than half of the time goes into calling operators too small to fill the device, and into Python between them."""
 
 WARM = 2.0
 """By which the first timed step may be longer than any other: from allocating memory and loading kernels it is longer
@@ -265,9 +265,9 @@ def bound(shares: dict[str, float]) -> str:
     """What a step is bound by, in a word; empty where `roofline` says nothing of both."""
     if len(shares) < 2:
         return ""
-    longer = max(shares, key=lambda name: shares[name])
-    if shares[longer] < NEAR:
+    if sum(shares.values()) < NEAR:
         return "overhead"
+    longer = max(shares, key=lambda name: shares[name])
     return "memory or caches" if longer == "memory" and shares[longer] > 1 else longer
 
 

@@ -228,11 +228,11 @@ def test_no_roofline_where_one_side_is_not_known(changes: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("arithmetic", "memory", "said"),
     [
-        (0.7, 0.6, "arithmetic"), (0.4, 0.5, "memory"), (0.9, 1.2, "memory or caches"), (0.1, 0.3, "overhead"),
+        (0.7, 0.6, "arithmetic"), (0.2, 0.3, "memory"), (0.9, 1.2, "memory or caches"), (0.19, 0.3, "overhead"),
     ],
 )  # fmt: skip
 def test_what_binds_a_step(arithmetic: float, memory: float, said: str) -> None:
-    """The longer of the two, if it is half of the step; more than memory can comes from caches, in part."""
+    """The longer of the two, if both are half of the step; more than memory can comes from caches, in part."""
     assert bound({"arithmetic": arithmetic, "memory": memory}) == said
     assert bound({"memory": memory}) == ""
 

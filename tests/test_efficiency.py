@@ -130,6 +130,19 @@ def test_the_cases_of_a_session_share_ceilings(measured: list[str]) -> None:
     assert one.efficiency.flops != other.efficiency.flops
 
 
+def test_no_memory_for_the_bandwidth_is_no_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is known stands."""
+
+    def full(device: Device) -> float:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(ceiling, "bandwidth", full)
+    found = train(case(timed=True, train={"steps": 2}), Shelf()).efficiency
+    assert (found.bandwidth, found.reason) == (None, "")
+    assert found.flops
+    assert found.ceiling
+
+
 def test_ceilings_are_plausible() -> None:
     """A processor reads and writes more than 100 MB/s, and an array is larger than its caches."""
     cpu = find("cpu")

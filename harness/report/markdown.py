@@ -38,9 +38,9 @@ the loop waited for a processor that others had."""
 DEVICE_EXPLAINED = """\
 *MFU* is what the model's own operations reach of the fastest product of matrices that was measured in the session.
 *Arithmetic* and *memory* are the shares of a step that its products, and what its operators read and write, would need
-alone at the measured ceilings; caches can serve more than memory could. Where neither is half of it, a step is bound by
-*overhead*: calling operators, and what Python does between them. *J/1000 tokens* is the energy of the device for a
-thousand real tokens."""
+alone at the measured ceilings; caches can serve more than memory could. Where both together are not half of it, a
+step is bound by *overhead*: calling operators, and what Python does between them. *J/1000 tokens* is the energy of the
+device for a thousand real tokens."""
 
 COUNTERS_EXPLAINED = """\
 Counted in a further step, and the same again whatever else the machine does. *Operations* are floating-point ones of

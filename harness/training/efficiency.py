@@ -37,10 +37,18 @@ def efficiency(work: Workload, steps: Steps, batches: Sequence[Batch], ceilings:
                 flops=flops,
                 ceiling=_above(steps, flops, partial(ceilings.products, work.device, dtype)),
                 dtype=str(dtype).removeprefix("torch."),
-                bandwidth=ceilings.bandwidth(work.device),
+                bandwidth=_bandwidth(work, ceilings),
             )
     except Exception as error:  # whatever a model does under a counter: the training is not to blame
         return Efficiency(reason=f"{type(error).__name__}: {error}"[:500])
+
+
+def _bandwidth(work: Workload, ceilings: Ceilings) -> float | None:
+    """None where there is no memory left for its arrays: the other figures stand."""
+    try:
+        return ceilings.bandwidth(work.device)
+    except (MemoryError, RuntimeError):  # torch's allocator on a processor raises the latter
+        return None
 
 
 def _above(steps: Steps, flops: Sequence[Flops], ceiling: Callable[..., float | None]) -> float | None:
