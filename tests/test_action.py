@@ -270,3 +270,32 @@ def test_installing_is_one_command_of_pip(project: Project) -> None:
         subprocess.run(command, cwd=project.path, env={**environment, "REQUIREMENTS": more}, check=True)
         words = (project.path / "installed").read_text().splitlines()
         assert words == ["-m", "pip", "install", "pytest-finetune[data,peft] @ file:///here", *more.split()]
+
+
+# The step of the documents that compares two revisions
+
+
+def documented_step(name: str) -> dict[str, Any]:
+    """A step in a YAML block of docs/ci.md."""
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    (found,) = [step for block in blocks if isinstance(block, list) for step in block if step.get("name") == name]
+    return dict(found)
+
+
+@pytest.mark.parametrize(("status", "summary"), [(0, "| a |\n"), (1, "| a |\n"), (2, "")])
+def test_the_documented_step_of_ab(status: int, summary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as `harness ab` does, with its table in the summary where there is one; its options are there."""
+    step = documented_step("Slower than the base of the pull request?")
+    table = "" if status == 2 else 'while [ "$1" != --output ]; do shift; done; echo "| a |" > "$2"'
+    fake = tmp_path / "bin" / "harness"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > said\n{table}\nexit {status}\n')
+    fake.chmod(0o755)
+    (tmp_path / "summary.md").touch()
+    variables = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "BASE": "main", "GITHUB_STEP_SUMMARY": "summary.md"}
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=variables, check=False)
+    assert (done.returncode, (tmp_path / "summary.md").read_text()) == (status, summary)
+    assert set(step["env"]) == {"BASE", "OMP_NUM_THREADS"}
+    monkeypatch.chdir(tmp_path)
+    assert main((tmp_path / "said").read_text().split()) == 2  # understood: only experiments and a repository lack
