@@ -197,13 +197,12 @@ def without_dropout(stage: Stage) -> Iterator[None]:
 
 
 def ours(stage: Stage, loop: str = "custom", precision: str = "fp32", **train: Any) -> Callable[[], Trained]:
-    """A loop of the harness, as an experiment declares it; what is `auto` is measured once, before all rounds."""
+    """A loop of the harness, as an experiment declares it."""
     settings = stage.settings(precision, loop=loop, **train)
-    chosen = workload.prepare(stage.loaded, settings, stage.device).settings
     trains = inspect.unwrap(LOOPS[loop])  # what the warm-up has compiled is there still
 
     def run() -> Trained:
-        work = workload.prepare(stage.loaded, chosen, stage.device)
+        work = workload.prepare(stage.loaded, settings, stage.device)
         stopwatch = Stopwatch()
         with devices.matmul_precision("highest"), work.products(), work.memory():
             trains(work, stopwatch)
@@ -407,9 +406,25 @@ def optimum() -> str:
 # Turns
 
 
-def peers(stage: Stage) -> dict[str, Callable[[], Trained]]:
+@dataclass(frozen=True)
+class Chosen:
+    """What `auto` chose, once before all rounds, and why."""
+
+    train: dict[str, Any]
+    reasons: list[str]
+
+
+def choose(stage: Stage, precision: str = "fp32") -> Chosen:
+    """Measure it."""
+    settings = stage.settings(precision, packing="auto", keep_memory="auto")
+    work = workload.prepare(stage.loaded, settings, stage.device)
+    train = {"packing": work.train.packing, "keep_memory": work.train.keep_memory}
+    return Chosen(train, [f"{precision}: {reason}" for reason in (work.attention_reason, work.memory_reason)])
+
+
+def peers(stage: Stage, chosen: Mapping[str, Chosen]) -> dict[str, Callable[[], Trained]]:
     """Everybody, by name."""
-    auto: dict[str, Any] = {"packing": "auto", "keep_memory": "auto"}
+    auto = chosen["fp32"].train
     found = {
         "course's loop": lambda: course(stage),
         "loop tuned by hand": lambda: tuned(stage),
@@ -424,7 +439,7 @@ def peers(stage: Stage) -> dict[str, Callable[[], Trained]]:
         "Accelerate's loop": lambda: accelerate(stage),
     }
     if stage.load.bf16:
-        found["ours, auto, bf16"] = ours(stage, precision="bf16", **auto)
+        found["ours, auto, bf16"] = ours(stage, precision="bf16", **chosen["bf16"].train)
     if stage.device.name != "cpu":
         found["ours, graphs"] = ours(stage, compile="reduce-overhead")
         found["ours, graphs, bf16"] = ours(stage, precision="bf16", compile="reduce-overhead")
@@ -505,7 +520,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that torch may use")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=5, help="of rounds for a workload at most (%(default)g)")
+    parser.add_argument("--minutes", type=float, default=4, help="of rounds for a workload at most (%(default)g)")
     parser.add_argument("workloads", nargs="*")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -515,14 +530,17 @@ def main() -> None:
     known = loads(asked.device)
     for name in asked.workloads or known:
         measured = stage(known[name], devices.find(asked.device))
-        show(name, measured, *measure(measured, asked.rounds, 60 * asked.minutes))
+        chosen = {each: choose(measured, each) for each in (("fp32", "bf16") if measured.load.bf16 else ("fp32",))}
+        show(name, measured, chosen, *measure(measured, chosen, asked.rounds, 60 * asked.minutes))
 
 
-def measure(stage: Stage, rounds: int, budget: float) -> tuple[list[str], dict[str, tuple[Trained, ...]]]:
+def measure(
+    stage: Stage, chosen: Mapping[str, Chosen], rounds: int, budget: float
+) -> tuple[list[str], dict[str, tuple[Trained, ...]]]:
     """Check that all train the same, then let them take turns."""
     with without_dropout(stage):
-        checked = {name: trains().losses for name, trains in peers(stage).items()}
-    everybody, began = peers(stage), perf_counter()
+        checked = {name: trains().losses for name, trains in peers(stage, chosen).items()}
+    everybody, began = peers(stage, chosen), perf_counter()
     found: dict[str, tuple[Trained, ...]] = dict.fromkeys(everybody, ())
     for turn in range(rounds + 1):
         for name, (trained,) in rotate(_turned(everybody, turn), 1).items():
@@ -538,13 +556,19 @@ def _turned(everybody: dict[str, Any], places: int) -> dict[str, Any]:
     return {name: everybody[name] for name in (*names[places % len(names) :], *names[: places % len(names)])}
 
 
-def show(name: str, stage: Stage, checked: list[str], found: Mapping[str, tuple[Trained, ...]]) -> None:
+def show(
+    name: str,
+    stage: Stage,
+    chosen: Mapping[str, Chosen],
+    checked: list[str],
+    found: Mapping[str, tuple[Trained, ...]],
+) -> None:
     """A table."""
     waste, rounds = 1 - stage.tokens / stage.padded, len(found[BASE])
     said = f"{stage.load.steps} steps of {stage.load.batch}, {stage.tokens} real tokens, {waste:.0%} padding"
     print(f"\n({name}) {said}, {rounds} rounds")
-    for reason in reasons(stage):
-        print(reason)
+    for each in chosen.values():
+        print(*each.reasons, sep="\n")
     headers = ["", "ms a step", "real tokens/s", f"over {BASE}", "interval"]
     print(tabulate(table(stage, found), headers=headers, disable_numparse=True))
     print("Losses without dropout, largest relative difference from the course's loop:", "; ".join(checked))
@@ -560,13 +584,6 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore")
-
-
-def reasons(stage: Stage) -> Iterator[str]:
-    """What `auto` chose, and why."""
-    work = workload.prepare(stage.loaded, stage.settings(packing="auto", keep_memory="auto"), stage.device)
-    yield work.attention_reason
-    yield work.memory_reason
 
 
 def installed() -> Iterator[str]:
