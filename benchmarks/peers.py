@@ -482,7 +482,7 @@ def table(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> Iterator[li
 
 
 def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
-    """Of the best in fp32 that takes the texts in order: operations of real tokens a second, of the most that a
+    """Of the best in fp32: operations of real tokens a second, of the most that a
     product of matrices had.
     """
     settings = stage.settings(packing=stage.device.name == "cpu")
