@@ -7,7 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -72,38 +72,56 @@ def run(
         fault: a mistake to make in it on purpose; what it changes is put back.
     """
     started, clock = datetime.now(UTC), perf_counter()
-    evidence: dict[str, Any] = {"environment": environment.describe(root)}
-    outcome, reason, trace = _attempt(case, shelf, root, progress, pace, fault or HEALTHY, evidence)
+    job = Job(case, shelf, root, progress, pace, fault or HEALTHY, {"environment": environment.describe(root)})
+    outcome, reason, trace = _attempt(job)
     return Record(
         outcome=outcome,
         reason=reason,
         traceback=trace,
         started=started,
         seconds=perf_counter() - clock,
-        **{**case.declared(), **evidence},
+        **{**case.declared(), **job.evidence},
     )
 
 
-def _stages(
-    case: Case,
-    shelf: checkpoint.Shelf,
-    root: Path,
-    progress: Progress | None,
-    pace: Pace | None,
-    fault: Fault,
-    patch: Patch,
-    evidence: dict[str, Any],
-) -> None:
-    """Everything that happens to a case, in order; what each stage leaves is in `evidence` at once."""
-    settings = case.settings
+@dataclass(frozen=True)
+class Job:
+    """A case on its way through the stages."""
+
+    case: Case
+    shelf: checkpoint.Shelf
+    root: Path
+    progress: Progress | None
+    pace: Pace | None
+    fault: Fault
+    evidence: dict[str, Any]
+    """Fields of the record: what a stage leaves is here at once, whatever becomes of the next."""
+
+
+def _stages(job: Job, patch: Patch) -> None:
+    """Everything that happens to a case, in order."""
+    loaded, work = _prepare(job, patch)
+    keeping = patch.enter_context(_keeping(job.case))
+    watch = _train(job, loaded, work, keeping)
+    _measure(job, work)
+    job.evidence["optimizer"], job.evidence["modes"] = _optimizer(work, watch), watch.modes()
+    job.evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
+    if watch.state is not None:
+        resume.seal(keeping, work.settings, watch.state)
+    _probe_all(job, loaded, work, keeping)
+
+
+def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
+    """The checkpoint, and what a loop needs to train: with the fault in both."""
+    case, evidence, settings = job.case, job.evidence, job.case.settings
     if case.probes & fresh.USERS:
         fresh.warm_up()
     device = devices.find(settings.device or "cpu")
     devices.require(device, settings.precision, settings.train.loop)
     evidence["environment"] = environment.on(device, evidence["environment"])
-    loaded = _with(fault, shelf.take(case.path, settings), patch)
-    work = fault.seed(workload.prepare(loaded, settings, device), patch)
-    work = replace(work, fault=None if fault is HEALTHY else fault)
+    loaded = _with(job.fault, job.shelf.take(case.path, settings), patch)
+    work = job.fault.seed(workload.prepare(loaded, settings, device), patch)
+    work = replace(work, fault=None if job.fault is HEALTHY else job.fault)
     evidence["settings"] = case.declared()["settings"] | {
         "train.steps": work.train.steps,
         "train.packing": work.train.packing,
@@ -113,23 +131,26 @@ def _stages(
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
+    return loaded, work
+
+
+def _train(job: Job, loaded: checkpoint.Loaded, work: Workload, keeping: Keeping) -> Watch:
+    """The loop, under the eyes of all that take evidence; an evaluation before it and one after it."""
+    evidence, declared = job.evidence, job.case.settings.train
     witness = None if work.split is None else Witness(loaded, work, work.split)
     survey = Survey(loaded, work, None if witness is None else witness.leakage)
     evidence["data"] = survey.found()
-    compiling = Compiling(settings.train.compile)
-    meter = machine.meter(device)
-    watch = _watch(loaded, work, survey, progress, pace, witness, compiling, meter)
-    keeping = patch.enter_context(_keeping(case))
-    memory = devices.PeakMemory(device)
+    compiling, meter = Compiling(declared.compile), machine.meter(work.device)
+    watch = _watch(job, loaded, work, survey, witness, compiling, meter)
+    memory, conditions = devices.PeakMemory(work.device), machine.Conditions(meter)
     memory.watch()
-    conditions = machine.Conditions(meter)
     conditions.watch()
-    evaluate = partial(EVALUATIONS[settings.train.loop], work)
+    evaluate = partial(EVALUATIONS[declared.loop], work)
     try:
         with work.products(), work.memory():
             if witness is not None:
                 witness.take(0, evaluate)
-            LOOPS[settings.train.loop](replace(work, keeping=keeping), watch)
+            LOOPS[declared.loop](replace(work, keeping=keeping), watch)
             if witness is not None:
                 witness.take(work.train.steps, evaluate)
     finally:
@@ -145,22 +166,29 @@ def _stages(
         evidence["examples"] = _examples(loaded, work, watch)
     evidence["memory"] = memory.read().model_copy(update={"freed": work.memory_reason})
     evidence["machine"] = conditions.read()
-    if case.timed:
-        evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"], shelf.ceilings)
+    return watch
+
+
+def _measure(job: Job, work: Workload) -> None:
+    """What a step computes and does, in further steps that nobody times."""
+    evidence = job.evidence
+    if job.case.timed:
+        evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"], job.shelf.ceilings)
         evidence["counters"] = counters(work)
-    if case.trace is not None:
+    if job.case.trace is not None:
         from harness.training.profiling import profiled
 
-        evidence["profile"] = profiled(work, case.trace)
-    evidence["optimizer"], evidence["modes"] = _optimizer(work, watch), watch.modes()
-    evidence["parameters"] = watch.parameters(checkpoint.head_names(work.model))
-    evidence["probes"], evidence["probe_seconds"] = {}, {}
-    if watch.state is not None:
-        resume.seal(keeping, work.settings, watch.state)
-    for name, probe in _probes(case, keeping):
+        evidence["profile"] = profiled(work, job.case.trace)
+
+
+def _probe_all(job: Job, loaded: checkpoint.Loaded, work: Workload, keeping: Keeping) -> None:
+    """What laws ask for beyond the training, and how long it took."""
+    found = job.evidence["probes"] = {}
+    seconds = job.evidence["probe_seconds"] = {}
+    for name, probe in _probes(job.case, keeping):
         clock = perf_counter()
-        evidence["probes"][name] = _probe(probe, loaded, work)
-        evidence["probe_seconds"][name] = perf_counter() - clock
+        found[name] = _probe(probe, loaded, work)
+        seconds[name] = perf_counter() - clock
 
 
 def _with(fault: Fault, loaded: checkpoint.Loaded, patch: Patch) -> checkpoint.Loaded:
@@ -171,19 +199,11 @@ def _with(fault: Fault, loaded: checkpoint.Loaded, patch: Patch) -> checkpoint.L
     return fault.load(own, patch)
 
 
-def _attempt(
-    case: Case,
-    shelf: checkpoint.Shelf,
-    root: Path,
-    progress: Progress | None,
-    pace: Pace | None,
-    fault: Fault,
-    evidence: dict[str, Any],
-) -> tuple[Outcome, str, str]:
+def _attempt(job: Job) -> tuple[Outcome, str, str]:
     """Outcome, reason and traceback of the stages."""
     try:
         with devices.matmul_precision("highest"), _no_bars(), Patch() as patch:
-            _stages(case, shelf, root, progress, pace, fault, patch, evidence)
+            _stages(job, patch)
     except Unavailable as error:
         return "skipped", str(error), ""
     except KeyboardInterrupt:
@@ -222,11 +242,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _watch(
+    job: Job,
     loaded: checkpoint.Loaded,
     work: Workload,
     survey: Survey,
-    progress: Progress | None,
-    pace: Pace | None,
     witness: Witness | None,
     compiling: Compiling,
     meter: machine.Meter | None,
@@ -248,8 +267,8 @@ def _watch(
         clock=StepClock(
             work.device.wait, marks=marks_of(work.device.torch), compiling=lambda: compiling.seconds, meter=meter
         ),
-        progress=progress,
-        pace=pace,
+        progress=job.progress,
+        pace=job.pace,
         witness=witness,
     )
 
