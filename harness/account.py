@@ -210,12 +210,16 @@ def _gpu_was_not_slowed(record: Record, places: Sequence[int]) -> str | None:
 
 def queued_share(record: Record, places: Sequence[int]) -> float | None:
     """Share of the steps' time in which the loop waited for a processor; none where the kernel does not say."""
-    steps = record.steps
-    queued = [steps.queued_seconds[place] for place in places if place < len(steps.queued_seconds)]
-    known = [each for each in queued if each is not None]
+    known = [second for place in places if (second := queued_seconds(record, place)) is not None]
     if len(known) < len(places):
         return None
-    return math.fsum(known) / math.fsum(steps.seconds[place] for place in places)
+    return math.fsum(known) / math.fsum(record.steps.seconds[place] for place in places)
+
+
+def queued_seconds(record: Record, place: int) -> float | None:
+    """Seconds of a step in which the loop waited for a processor; none where the kernel does not say."""
+    queued = record.steps.queued_seconds
+    return queued[place] if place < len(queued) else None
 
 
 def _closes(pairs: Sequence[tuple[float, float]], limit: float) -> bool:
@@ -273,10 +277,7 @@ def bound(shares: dict[str, float]) -> str:
 
 def _own_seconds(record: Record, places: Sequence[int]) -> list[float]:
     """Of each step, less what it waited for a processor."""
-    steps = record.steps
-    queued = [steps.queued_seconds[place] for place in places if place < len(steps.queued_seconds)]
-    waited = [each or 0.0 for each in queued] or [0.0] * len(places)
-    return [max(0.0, steps.seconds[place] - wait) for place, wait in zip(places, waited, strict=True)]
+    return [max(0.0, record.steps.seconds[place] - (queued_seconds(record, place) or 0.0)) for place in places]
 
 
 def _not_faster_than_the_device(record: Record, places: Sequence[int]) -> str | None:

@@ -9,6 +9,7 @@ from itertools import chain
 from statistics import median
 from typing import Literal
 
+from harness.account import queued_seconds
 from harness.compare.statistic import Run, Shift, shift, turns_for
 from harness.record import Record
 from harness.throughput import NotMeasured, throughput, timed_steps
@@ -217,7 +218,7 @@ def _share_of_processor(record: Record, places: Sequence[int]) -> float | None:
     shares = []
     for place in places:
         wall = steps.seconds[place]
-        queued = steps.queued_seconds[place] if place < len(steps.queued_seconds) else None
+        queued = queued_seconds(record, place)
         if queued is not None:
             shares.append(max(0.0, 1 - queued / wall))
         elif place < len(steps.processor_seconds):

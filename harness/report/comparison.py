@@ -12,7 +12,7 @@ from tabulate import tabulate
 from harness.compare import Cell, Comparison, Measure, NotComparable, Pair, Row, Table
 from harness.compare.statistic import CONFIDENCE
 from harness.report.markdown import code, escape
-from harness.report.table import printable, short
+from harness.report.table import mebibytes, printable, short
 
 Found = Comparison | Table
 
@@ -102,7 +102,7 @@ def _row(row: Row) -> list[str]:
 
 def _cell(cell: Cell) -> str:
     rate = "not measured" if cell.tokens_per_second is None else f"{short(cell.tokens_per_second)} tokens/s"
-    memory = "" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.0f} MiB"
+    memory = "" if cell.peak_bytes is None else mebibytes(cell.peak_bytes)
     return ", ".join(part for part in (rate, _against_best(cell), memory) if part)
 
 
@@ -136,7 +136,7 @@ def _number(value: float | None, measure: Measure) -> str:
     if measure.exact:
         return f"{value:.0f}"
     if measure.name == "reserved memory":
-        return f"{value / 2**20:.0f} MiB"
+        return mebibytes(value)
     return f"{value:.1%}" if measure.name == "MFU" else f"{value:.2f} s"
 
 

@@ -59,15 +59,13 @@ def markdown(summary: Summary) -> str:
     parts = [
         "# Fine-tuning report",
         summary.tally[:1].upper() + summary.tally[1:] + ".",
-        tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True),
+        _table(HEADERS, rows),
         "Rates are the median of the timed steps and their range; tokens are real ones, padding left out.",
         _scores(summary),
         _cases("Where a step's time goes", STEP_HEADERS, map(step_cells, summary.rows), STEPS_EXPLAINED),
         _cases("What a step makes of its device", DEVICE_HEADERS, map(device_cells, summary.rows), DEVICE_EXPLAINED),
         _cases("What a step does", COUNTER_HEADERS, map(counter_cells, summary.rows), COUNTERS_EXPLAINED),
-        _section(
-            "Not counted", [f"- {code(row.name)}: {escape(why)}" for row in summary.rows for why in row.uncounted]
-        ),
+        _section("Not counted", _each(summary, lambda row: row.uncounted)),
         *_profiles(summary),
         _section("Broken laws", broken_lines(summary)),
         _section("Left out", left_out_lines(summary)),
@@ -92,8 +90,7 @@ def _scores(summary: Summary) -> str:
     lines = [[escape(cell) for cell in line] for line in score_cells(summary.rows)]
     if not lines:
         return ""
-    table = tabulate(lines, headers=SCORE_HEADERS, tablefmt="github", disable_numparse=True)
-    return f"## Evaluation\n\n{table}\n\nIn brackets: {how(summary.rows)}."
+    return f"## Evaluation\n\n{_table(SCORE_HEADERS, lines)}\n\nIn brackets: {how(summary.rows)}."
 
 
 def _cases(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], explained: str) -> str:
@@ -137,13 +134,8 @@ def _costs(summary: Summary) -> str:
         (cost.evidence, f"{cost.seconds:.2f} s", f"{cost.seconds / summary.seconds:.0%}", ", ".join(cost.laws))
         for cost in summary.costs
     ]
-    table = tabulate(
-        [[escape(cell) for cell in row] for row in rows],
-        headers=("evidence", "time", f"of {summary.seconds:.1f} s", "laws that read it"),
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    return f"## What the laws cost\n\n{table}"
+    headers = ("evidence", "time", f"of {summary.seconds:.1f} s", "laws that read it")
+    return f"## What the laws cost\n\n{_table(headers, [[escape(cell) for cell in row] for row in rows])}"
 
 
 def _each(summary: Summary, sentences: Callable[[Row], Iterable[str]]) -> list[str]:

@@ -152,8 +152,8 @@ def _row(record: Record) -> Row:
 
 
 def _chosen(record: Record) -> Iterator[str]:
-    """What tokenizer and optimizer were given, and how attention is computed where nobody says, whether
-    freed memory is kept; and why.
+    """What tokenizer and optimizer were given, how attention is computed where nobody says, whether freed memory is
+    kept; and why.
     """
     for part in (record.tokenizer, record.optimizer):
         yield from part.reasons.values() if part is not None else ()

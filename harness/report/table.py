@@ -118,7 +118,12 @@ def memory(row: Row) -> str:
     peak, reserved = row.memory.peak_bytes, row.memory.reserved_bytes
     if peak is None:
         return "-"
-    return f"{peak / 2**20:.0f} MiB" + (f" ({reserved / 2**20:.0f} reserved)" if reserved is not None else "")
+    return mebibytes(peak) + (f" ({reserved / 2**20:.0f} reserved)" if reserved is not None else "")
+
+
+def mebibytes(number: float) -> str:
+    """Of bytes."""
+    return f"{number / 2**20:.0f} MiB"
 
 
 def _losses(row: Row) -> str:

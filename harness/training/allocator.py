@@ -16,9 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
-
 from harness.errors import Unavailable, count
+from harness.training import choice
 from harness.training.choice import GAIN, forth_and_back, in_turns
 from harness.training.devices import Device
 
@@ -72,18 +71,13 @@ def settle(
     Raises:
         Unavailable: it is declared, and cannot be.
     """
-    if declared is False:
-        return False, ""
-    try:
-        require(device)
-    except Unavailable as error:
-        if declared is True:
-            raise
-        return False, f"freed memory is not kept: {error}"
-    if declared is True:
-        return True, "freed memory is kept, as declared"
-    with torch.random.fork_rng(devices=[]):
-        return _measured(partial(forth_and_back, copy.deepcopy(model).train(), autocast, batches()))
+    return choice.settle(
+        declared,
+        lambda: require(device),
+        lambda: _measured(partial(forth_and_back, copy.deepcopy(model).train(), autocast, batches())),
+        cannot="freed memory is not kept",
+        so_declared="freed memory is kept, as declared",
+    )
 
 
 def _measured(passes: Callable[[], None]) -> tuple[bool, str]:

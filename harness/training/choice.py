@@ -8,10 +8,48 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
+
+from harness.errors import Unavailable
+
 GAIN = 0.1
 """Part of the time that a way must save to be chosen: less is within what a measurement of seconds can tell."""
 TURNS, BUDGET = 5, 5.0
 """A measurement ends after so many turns, or after the first that ends later than so many seconds."""
+
+
+def settle(
+    declared: bool | str,
+    require: Callable[[], None],
+    measure: Callable[[], tuple[bool, str]],
+    *,
+    cannot: str,
+    so_declared: str,
+) -> tuple[bool, str]:
+    """Whether it is to be done, and why: as declared, or where that is ``auto``, as a measurement says.
+
+    Args:
+        declared: true, false or ``auto``.
+        require: raises `Unavailable` where it cannot be done.
+        measure: says whether it is worth it, and why; what it draws is drawn again by the training.
+        cannot: begins the reason where ``auto`` cannot have it.
+        so_declared: the reason where it is declared.
+
+    Raises:
+        Unavailable: it is declared, and cannot be done.
+    """
+    if declared is False:
+        return False, ""
+    try:
+        require()
+    except Unavailable as error:
+        if declared is True:
+            raise
+        return False, f"{cannot}: {error}"
+    if declared is True:
+        return True, so_declared
+    with torch.random.fork_rng(devices=[]):
+        return measure()
 
 
 def in_turns(ways: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, int]]:

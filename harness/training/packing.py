@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.errors import Unavailable, count
-from harness.training import attention
+from harness.training import attention, choice
 from harness.training.choice import GAIN, forth_and_back, in_turns
 from harness.training.devices import Device
 
@@ -150,18 +150,13 @@ def settle(
     Raises:
         Unavailable: it is declared, and cannot be.
     """
-    if declared is False:
-        return False, ""
-    try:
-        require(model, device)
-    except Unavailable as error:
-        if declared is True:
-            raise
-        return False, f"train.packing is auto: {error}"
-    if declared is True:
-        return True, "train.packing declares it"
-    with torch.random.fork_rng(devices=[]):
-        return _measured(model, autocast, batches())
+    return choice.settle(
+        declared,
+        lambda: require(model, device),
+        lambda: _measured(model, autocast, batches()),
+        cannot="train.packing is auto",
+        so_declared="train.packing declares it",
+    )
 
 
 def _measured(model: Any, autocast: Callable[[], AbstractContextManager[Any]], batches: list[Any]) -> tuple[bool, str]:
