@@ -22,6 +22,7 @@ from harness.experiment import Train
 from harness.laws import judge
 from harness.training import tokenizer
 from harness.training.data import Ahead, Drawn, EpochOrder, Examples, ahead, by_length, encoder, shuffled
+from harness.training.devices import find
 from harness.training.rows import Labels, Table
 from harness.training.tasks import task_of
 from harness.training.workload import Workload
@@ -107,7 +108,7 @@ def workload(kind: str, examples: Any, said: Train) -> Workload:
     """What batches need of a workload."""
     nothing: Any = None
     model = SimpleNamespace(config=BertConfig())
-    return Workload(model, TASK, words(kind), examples, LONGEST, nothing, said, "fp32", nothing, Drawn())
+    return Workload(model, TASK, words(kind), examples, LONGEST, nothing, said, "fp32", find("cpu"), Drawn())
 
 
 def epoch(work: Workload, epochs: int = 1) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
