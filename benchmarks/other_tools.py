@@ -172,7 +172,7 @@ def main() -> None:
     cases = plan.cases(read(options.experiment, {law.name: law.options for law in LAWS}), ["cpu"], root=ROOT)
     case = next(one for one in cases if one.settings.train.loop == "custom")
     subject: Subject[Fault] = Subject(case, LAWS, runner(ROOT))
-    shelf, possible = Shelf(), [fault for fault in FAULTS if "custom" in fault.loops]
+    shelf, possible = Shelf(), [fault for fault in FAULTS if subject.suits(fault)]
     with seeded(case, shelf, HEALTHY) as work:
         alarms = {tool: failed(checks, work) for tool, checks in TOOLS.items()}
 

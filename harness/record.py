@@ -286,6 +286,10 @@ class Steps(Part):
     """Index of every example of the batch, micro-batch after micro-batch."""
     micro_batches: tuple[tuple[int, ...], ...] = ()
     """How many examples each micro-batch had."""
+    terms: tuple[tuple[int, ...], ...] = ()
+    """Of each micro-batch, the terms that its loss is a mean over."""
+    drawable: tuple[tuple[int, ...], ...] = ()
+    """Of each micro-batch, the tokens of which those terms are drawn at random; none where nothing is drawn."""
     loss_weights: tuple[tuple[float, ...], ...] = ()
     """What the model's own loss of each micro-batch was multiplied with in the backward pass; none where the loop takes
     its loss from the logits."""
@@ -306,8 +310,27 @@ class Steps(Part):
 
     @property
     def first_not_finite(self) -> int | None:
-        """The first step, counted from 0, whose loss is NaN or infinite."""
-        return next((step for step, loss in enumerate(self.loss) if not math.isfinite(loss)), None)
+        """The first step, counted from 0, whose loss is NaN or infinite although there was something to learn."""
+        wrong = (step for step, loss in enumerate(self.loss) if not math.isfinite(loss))
+        return next((step for step in wrong if step not in self.empty), None)
+
+    @property
+    def empty(self) -> frozenset[int]:
+        """Steps whose loss is NaN because a micro-batch of theirs has nothing to learn, as none of its tokens was
+        drawn: the mean of nothing. Their gradients are numbers, and of that micro-batch 0.
+        """
+        columns = zip(self.loss, self.terms, self.drawable, self.gradient_norm, strict=False)
+        return frozenset(
+            step
+            for step, (loss, terms, drawable, norm) in enumerate(columns)
+            if math.isnan(loss) and drawable and 0 in terms and (norm is None or math.isfinite(norm))
+        )
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The loss of each step but the `empty` ones."""
+        empty = self.empty
+        return tuple(loss for step, loss in enumerate(self.loss) if step not in empty)
 
 
 class Parameter(Part):

@@ -76,7 +76,7 @@ def parameter(name: str, **changes: Any) -> Parameter:
 
 
 PARAMETERS = (
-    parameter("bert.embeddings.weight"),
+    parameter("bert.embeddings.weight", shape=(30522, 384)),
     parameter("bert.layer.query.weight"),
     parameter("bert.layer.key.bias", start=0.0, change=0.0, gradient=1e-9),  # cancels in the softmax: rounding noise
     parameter("classifier.weight"),

@@ -85,7 +85,7 @@ class Baseline(Part):
             tokens_per_second=speeds[0].tokens_per_second.median,
             samples_per_second=speeds[0].samples_per_second.median,
             peak_bytes=first.memory.peak_bytes,
-            last_loss=first.steps.loss[-1],
+            last_loss=first.steps.losses[-1] if first.steps.losses else math.nan,
         )
 
 

@@ -57,7 +57,9 @@ def losses(base: Record, new: Record) -> Losses:
     """
     if (void := _not_finite(base, new)) is not None:
         return void
-    pairs = list(zip(base.steps.loss, new.steps.loss, strict=False))
+    empty = base.steps.empty | new.steps.empty
+    both = enumerate(zip(base.steps.loss, new.steps.loss, strict=False))
+    pairs = [pair for step, pair in both if step not in empty]
     if not pairs:
         return Losses("undecided", "no losses")
     allowed = ROUNDING.get(str(base.settings.get("precision")), ROUNDING["bf16"])

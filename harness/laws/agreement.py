@@ -62,7 +62,7 @@ def loops_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Ve
             _different_start(base, other)
             or _different_batches(base, other)
             or first_difference("learning rate", _rates(base), _rates(other), 1e-12)
-            or _traced(first_difference("loss", base.steps.loss, other.steps.loss, limit), base, other)
+            or _traced(first_difference("loss", *_pair(base, other, _losses), limit), base, other)
             or _traced(_different_gradients(base, other), base, other)
         )
 
@@ -82,7 +82,7 @@ def devices_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> 
         return (
             _different_start(base, other)
             or _different_batches(base, other)
-            or first_difference("loss without dropout", _replay(base), _replay(other), limit)
+            or first_difference("loss without dropout", *_pair(base, other, _replay), limit)
         )
 
     def lacks(record: Record) -> str:
@@ -168,6 +168,21 @@ def _replay(record: Record) -> Sequence[float]:
     return losses
 
 
+def _losses(record: Record) -> Sequence[float]:
+    return record.steps.loss
+
+
+def _pair(
+    base: Record, other: Record, column: Callable[[Record], Sequence[float]]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """A column of losses of both, with 0 at the steps where one of them learnt from nothing, and has no loss."""
+    empty = base.steps.empty | other.steps.empty
+    one, two = (
+        [0.0 if step in empty else loss for step, loss in enumerate(column(record))] for record in (base, other)
+    )
+    return one, two
+
+
 def _different_start(base: Record, other: Record) -> str | None:
     assert base.checkpoint is not None
     assert other.checkpoint is not None
@@ -237,7 +252,7 @@ def _traced(difference: str | None, base: Record, other: Record) -> str | None:
     if difference is None:
         return None
     rounding = 1e-6 if base.settings["precision"] == "fp32" else 1e-2
-    for step, (a, b) in enumerate(zip(base.steps.loss, other.steps.loss, strict=False)):
+    for step, (a, b) in enumerate(zip(*_pair(base, other, _losses), strict=False)):
         for what, one, two in [("loss", a, b), *_sizes(base, other, step)]:
             if not abs(one - two) <= rounding * max(abs(one), abs(two)):
                 ratio = f", {two / one:.3g} times" if one else ""

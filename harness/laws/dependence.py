@@ -91,7 +91,8 @@ def every_token_counts(record: Record) -> Verdict:
 
     By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them both with the trained
     weights and with those that they started from. A masked last token, a head that reads the wrong position, or an
-    input that is ignored shows here.
+    input that is ignored shows here, also where no embedding is given the text and the logits are the same, to the bit,
+    with every word replaced.
     """
     evidence = probed(record, "dependence")
     if isinstance(evidence, Verdict):
@@ -121,6 +122,8 @@ def future_unseen(record: Record) -> Verdict:
         return evidence
     if "future" not in evidence:
         return not_applicable("the task does not predict tokens one by one")
+    if not max(map(float, evidence["own"])) > 0:
+        return invalid("the logits depend on no token at all: see every_token_counts")
     found = [float(gradient) for gradient in evidence["future"]]
     for index, length, gradient in zip(evidence["examples"], evidence["lengths"], found, strict=True):
         if gradient != 0:

@@ -160,6 +160,8 @@ def decoder_inputs_shifted(record: Record) -> Verdict:
         for number, (inputs, labels) in enumerate(
             zip(batch.tensors.get("decoder_input_ids", ()), batch.tensors.get("labels", ()), strict=False)
         ):
+            if not isinstance(labels, list):
+                return not_applicable("labels are of whole texts: the decoder predicts no token")
             place = f"step {batch.step + 1}, row {number} (example {batch.examples[number]})"
             if len(inputs) != len(labels):
                 return broken(f"{place}: {len(inputs)} decoder_input_ids for {len(labels)} labels")

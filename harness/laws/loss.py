@@ -9,29 +9,39 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.laws.declared import rising_steps
+from harness.laws.declared import rising_steps, share, train
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Record
 
 FEWEST = 12
 """Steps of which the loss may be said not to fall: in 4 to 8 steps of `tiny.yaml` it rose for three seeds of eight."""
+CHANCE = 4.5
+"""Standard deviations above its mean that a count of draws may be, as in masking_is_random."""
+ONCE = 7e-6
+"""The chance of being further off than that."""
 SURE = 3.0
 """Standard errors by which a loss that falls must stay above the limit."""
 
 
 @law()
 def loss_finite(record: Record) -> Verdict:
-    """The raw loss of every step is a finite number.
+    """The raw loss of every step that has something to learn is a finite number.
 
     Judged on the loss that the forward pass returned. The Trainer's log cannot serve: with
     ``logging_nan_inf_filter`` (its default) a NaN is logged as the average of the steps around it, or as 0.0.
+
+    Where the tokens to be predicted are drawn at random, a batch of few and short texts may get none. Its loss is then
+    the mean of nothing, NaN, and its gradient is 0: such a step trains nothing and harms nothing (measured in every
+    loop, with and without label smoothing, accumulation and clipping). It is accepted if its gradient is finite, and if
+    so many such micro-batches are to be expected: of n tokens none is drawn with a chance of (1 - p)^n. Broken where
+    their number is more than 4.5 standard deviations above its mean, or where one of them is as unlikely as that.
     """
     losses = record.steps.loss
     if not losses:
         return invalid("no loss was seen: the model's forward returned none")
     step = record.steps.first_not_finite
     if step is None:
-        return held(f"{len(losses)} losses, all finite")
+        return _finite_but_for(record, record.steps.empty)
     before = ", ".join(f"{loss:.4g}" for loss in losses[max(0, step - 3) : step])
     examples = ", ".join(map(str, record.steps.examples[step])) if step < len(record.steps.examples) else "unknown"
     if step == 0:
@@ -45,6 +55,35 @@ def loss_finite(record: Record) -> Verdict:
         + f"; examples of that batch: {examples}",
         cause=cause,
     )
+
+
+def _finite_but_for(record: Record, empty: frozenset[int]) -> Verdict:
+    """All losses are finite, but where nothing was drawn that was to be learnt; there it must be by chance."""
+    steps, whole = record.steps, len(record.steps.loss)
+    if not empty:
+        return held(f"{whole} losses, all finite")
+    if record.masking is None:
+        message = f"loss is nan at step {min(empty) + 1} of {whole}, and no token is declared to be drawn"
+        return broken(message, cause="labels are drawn, or lost, where none should be")
+    drawn = [
+        (step, terms, (1 - record.masking.probability) ** drawable)
+        for step, columns in enumerate(zip(steps.terms, steps.drawable, strict=False))
+        for terms, drawable in zip(*columns, strict=False)
+    ]
+    found, expected = sum(terms == 0 for _, terms, _ in drawn), math.fsum(chance for *_, chance in drawn)
+    deviation = math.sqrt(math.fsum(chance * (1 - chance) for *_, chance in drawn))
+    said = f"in {found} of {len(drawn)} micro-batches no token was drawn, expected {expected:.3g}"
+    unlikely = [(step, chance) for step, terms, chance in drawn if terms == 0 and chance * len(drawn) < ONCE]
+    if unlikely or found > expected + CHANCE * deviation + 1:  # one more: a count is a whole number
+        step, chance = unlikely[0] if unlikely else (min(empty), math.nan)
+        one = f"; in step {step + 1} that has a chance of {chance:.2g}" if unlikely else ""
+        return broken(
+            f"loss is nan at step {min(empty) + 1} of {whole}: {said}{one}",
+            cause="labels are lost between the drawing and the loss, or the masking probability is another one",
+        )
+    if len(empty) == whole:
+        return invalid(f"{said}: no step has a loss, as the texts are too few and too short")
+    return held(f"{whole - len(empty)} losses, all finite; {len(empty)} steps have none: {said}")
 
 
 @law()
@@ -67,14 +106,21 @@ def loss_decreases(
     means. Their scatter is that of successive losses (von Neumann 1941), which leaves the slope out. Of 16 seeds of
     `tiny.yaml` the slowest two fell by 7 % and missed the limit by 1.0 and 2.6 such errors; with a rate of 0, the
     least was 6.1.
+
+    Invalid, too, where the declared learning rate cannot do it: an optimizer of Adam's kind moves a weight by the rate
+    at most, so to first order n weights lower the loss by no more than the sum over steps of the rate times sqrt(n)
+    times the gradient's norm (Cauchy and Schwarz); plain gradient descent by rate times norm squared. Where nothing is
+    new, as in a language model that goes on learning, the loss is low from the start, and nobody can say how much lower
+    it should get: there a fall of more than 3 standard errors is asked, less is invalid as long as weights move, and
+    only a loss that rises by as much is broken.
     """
-    losses = record.steps.loss
+    losses = record.steps.losses
     width = window or max(1, len(losses) // 4)
     if len(losses) < 2 * width or len(losses) < 4:
         return invalid(f"{len(losses)} steps are too few for two windows of {max(width, 2)}")
     step = record.steps.first_not_finite
     if step is not None:
-        return not_applicable(f"the loss is {losses[step]} at step {step + 1}: see loss_finite")
+        return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
     first, last = _mean(losses[:width]), _mean(losses[-width:])
     found = f"mean loss of the first {width} steps {first:.4f}, of the last {width} {last:.4f}"
     most = first - by * abs(first)
@@ -83,6 +129,11 @@ def loss_decreases(
     if (rising := rising_steps(record)) >= len(losses):
         return invalid(f"{found}: the warm-up of {rising} steps is not over after {len(losses)}")
     open_to_chance = SURE * _standard_error(losses, width)
+    if _weights_move(record):
+        if _nothing_is_new(record) and open_to_chance > 0:
+            return _of_trained(record, first, last, open_to_chance, found)
+        if 0 < (reach := _reach(record)) < by * abs(first):
+            return invalid(f"{found}: {len(losses)} steps at the declared rate can lower it by {reach:.2g} at most")
     if last < first and last - most < open_to_chance:
         return invalid(f"{found}: expected at most {most:.4f}, and what they scatter leaves {open_to_chance:.4f} open")
     if len(losses) < FEWEST and open_to_chance > 0:
@@ -90,6 +141,51 @@ def loss_decreases(
             f"{found}: expected at most {most:.4f}, but {len(losses)} steps are too few to say that it stays"
         )
     return broken(f"{found}: expected at most {most:.4f}", cause=_why_flat(record))
+
+
+def _of_trained(record: Record, first: float, last: float, open_to_chance: float, found: str) -> Verdict:
+    """The verdict on a model whose weights all came from the checkpoint, which has not fallen by the share asked."""
+    if first - last > open_to_chance:
+        return held(f"{found}: below it beyond scatter ({open_to_chance:.4f}); no weight was new")
+    if last - first > open_to_chance:
+        return broken(f"{found}: it rises beyond scatter ({open_to_chance:.4f})", cause=_why_flat(record))
+    return invalid(f"{found}: no weight was new, and what they scatter leaves {open_to_chance:.4f} open")
+
+
+def _nothing_is_new(record: Record) -> bool:
+    start = record.checkpoint
+    return start is not None and start.pretrained and not start.missing and not start.mismatched
+
+
+def _weights_move(record: Record) -> bool:
+    """Whether the training does something at all: most trainable weights are other at its end."""
+    trainable = [parameter for parameter in record.parameters if parameter.trainable]
+    return sum(parameter.change > 0 for parameter in trainable) > len(trainable) / 2
+
+
+def _reach(record: Record) -> float:
+    """How far, to first order, the declared rates can lower the loss along the gradients that there were; infinite
+    where that is not known.
+    """
+    said, steps = train(record), record.steps
+    rate = said.get("learning_rate")
+    if rate is None or len(steps.gradient_norm) != len(steps.loss) or not record.parameters:
+        return math.inf
+    groups = [rate, *(group.get("learning_rate") or 0.0 for group in said["groups"])]
+    root = math.sqrt(sum(math.prod(one.shape) for one in record.parameters if one.trainable))
+    whole = 0.0
+    for step, (after, before) in enumerate(zip(steps.gradient_norm, _norms_before(record), strict=True)):
+        if (norm := after if before is None else before) is None:
+            return math.inf
+        length = norm / (1 - said["momentum"]) if said["optimizer"] == "sgd" else root
+        whole += max(groups) * share(record, step) * length * norm
+    return whole if math.isfinite(whole) else math.inf
+
+
+def _norms_before(record: Record) -> Sequence[float | None]:
+    """Of the gradients before clipping, step by step."""
+    known = record.steps.gradient_norm_before
+    return known if len(known) == len(record.steps.loss) else (None,) * len(record.steps.loss)
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -103,13 +199,13 @@ def _standard_error(losses: Sequence[float], width: int) -> float:
 
 
 def _why_flat(record: Record) -> str:
-    if not any(record.steps.loss):
+    if not any(record.steps.losses):
         return "the loss is exactly 0 at every step: there is nothing to tell apart, such as one class only"
     if record.steps.learning_rate and max(record.steps.learning_rate) == 0:
         return "the learning rate is 0 at every step"
     moved = [parameter for parameter in record.parameters if parameter.change > 0]
     if record.parameters and not moved:
         return "no parameter moved: the optimizer never steps, or holds other tensors than the model's"
-    if record.steps.loss[-1] > record.steps.loss[0]:
+    if record.steps.losses[-1] > record.steps.losses[0]:
         return "it rises: the learning rate is too high, or the labels do not belong to these texts"
     return "too few steps or too small a learning rate for this data, or labels that do not belong to these texts"

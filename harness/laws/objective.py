@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed, vacuous
 from harness.record import Record
 
 Step = Mapping[str, Any]
@@ -29,6 +29,17 @@ def _steps(record: Record) -> list[Step] | Verdict:
     return steps or invalid("the loop took no step on the twin")
 
 
+def _learnt(steps: list[Step]) -> list[tuple[int, Step]]:
+    """The steps that have something to learn, by number: where none of the tokens is drawn by chance, the loss is the
+    mean of nothing, and there is no gradient.
+    """
+    return [
+        (number, step)
+        for number, step in enumerate(steps, start=1)
+        if step.get("drawn") != 0 or math.isfinite(_number(step["loss"])) or step["gradient_norm"] != 0
+    ]
+
+
 @law(probes=("steps",))
 def loss_is_the_declared_one(
     record: Record,
@@ -46,7 +57,9 @@ def loss_is_the_declared_one(
     if isinstance(steps, Verdict):
         return steps
     formula = record.probes["steps"].get("formula", "cross-entropy")
-    for number, step in enumerate(steps, start=1):
+    if not (learnt := _learnt(steps)):
+        return vacuous(f"no token was drawn in any of {len(steps)} steps on the twin")
+    for number, step in learnt:
         loss, reference, gradient = step["loss"], step["reference_loss"], _number(step["logits_gradient"])
         if not (abs(loss - reference) <= 1e-5 * max(1.0, abs(reference)) and gradient <= tolerance):
             return broken(
@@ -59,13 +72,15 @@ def loss_is_the_declared_one(
                 f"step {number} on the twin: the logits are probabilities already (none negative, rows sum to 1)",
                 cause="a softmax before the loss: cross-entropy takes another one, and its floor stays above 0",
             )
-    return held(f"{len(steps)} steps; gradients differ by at most {max(s['logits_gradient'] for s in steps):.1g}")
+    return held(f"{len(learnt)} steps; gradients differ by at most {max(s['logits_gradient'] for _, s in learnt):.1g}")
 
 
 def _loss_cause(step: Step, formula: str) -> str:
     scale = _number(step["logits_gradient_scale"])
     if step["logits_are_probabilities"]:
         return "a softmax before the loss"
+    if math.isnan(step["loss"]) and step.get("drawn"):
+        return "no token was drawn in one of its micro-batches, whose mean is NaN and makes that of the step NaN"
     if scale < 0:
         return "the sign is wrong: the loss is maximised"
     if math.isfinite(scale) and abs(scale - 1) > 1e-3 and _number(step["logits_gradient"]) < 2 * abs(scale - 1):
@@ -92,7 +107,9 @@ def gradient_is_the_declared_one(
     steps = _steps(record)
     if isinstance(steps, Verdict):
         return steps
-    for number, step in enumerate(steps, start=1):
+    if not (learnt := _learnt(steps)):
+        return vacuous(f"no token was drawn in any of {len(steps)} steps on the twin")
+    for number, step in learnt:
         if unreached := step.get("unreached"):
             return broken(
                 f"step {number} on the twin: {count(len(unreached), 'parameter')} without a gradient, on which "
@@ -114,7 +131,7 @@ def gradient_is_the_declared_one(
             f"{step['reference_norm']:.4g}{missing}",
             cause=_gradient_cause(number, step),
         )
-    return held(f"{len(steps)} steps; they differ by at most {max(step['gradient'] for step in steps):.1g}")
+    return held(f"{len(learnt)} steps; they differ by at most {max(step['gradient'] for _, step in learnt):.1g}")
 
 
 def _clipped_another(step: Step, tolerance: float) -> str | None:

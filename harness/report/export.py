@@ -99,7 +99,7 @@ def _of_case(case: str, runs: Sequence[Record]) -> tuple[list[Figure], list[str]
             speeds.append(speed)
     figures = list(_speeds(case, speeds)) if speeds else []
     peaks = [float(run.memory.peak_bytes) for run in runs if run.memory.peak_bytes is not None]
-    losses = [run.steps.loss[-1] for run in runs if run.steps.loss]
+    losses = [run.steps.losses[-1] for run in runs if run.steps.losses]
     if finite := [loss for loss in losses if math.isfinite(loss)]:
         figures.append(_figure(case, "last-loss", "loss", "smaller", finite))
     if len(finite) < len(losses):

@@ -37,9 +37,9 @@ def _figures(record: Record) -> Iterator[Property]:
         yield "timed_steps", str(len(speed.seconds))
     if record.memory.peak_bytes is not None:
         yield "peak_bytes", str(record.memory.peak_bytes)
-    if record.steps.loss:
-        yield "loss_first", repr(record.steps.loss[0])
-        yield "loss_last", repr(record.steps.loss[-1])
+    if losses := record.steps.losses:
+        yield "loss_first", repr(losses[0])
+        yield "loss_last", repr(losses[-1])
     if record.checkpoint is not None and record.checkpoint.digest:
         yield "weights_digest", record.checkpoint.digest
     if "data.digest" in record.settings:

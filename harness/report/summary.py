@@ -131,7 +131,7 @@ def _readers(evidence: str) -> tuple[str, ...]:
 
 
 def _row(record: Record) -> Row:
-    losses = record.steps.loss
+    losses = record.steps.losses
     return Row(
         name=record.name,
         outcome=record.outcome,

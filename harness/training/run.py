@@ -261,6 +261,8 @@ def _watch(
         head=followed,
         drawn=work.drawn,
         labels_kept=work.train.label_smoothing > 0 or work.train.compute_loss_func,
+        terms=work.terms,
+        drawable=work.task.drawable(loaded.tokenizer),
         survey=None if survey.whole else survey,
         compiling=compiling,
         steps=work.train.steps,

@@ -27,6 +27,7 @@ from harness.training.resume import states
 from harness.training.rows import Row
 from harness.training.split import Reported
 from harness.training.survey import Survey
+from harness.training.tasks import Features
 from harness.training.timing import Lap, StepClock, followed
 from harness.training.twin import is_stochastic
 from harness.training.witness import BATCH_TOKENS, Witness
@@ -54,6 +55,8 @@ class Watch:
         head: names of the parameters whose way is followed step by step: new ones, and adapters.
         drawn: the examples of each batch, in the order the loader made them.
         labels_kept: the loop keeps labels from the model, and takes its loss from the logits.
+        terms: counts what a batch gives to learn.
+        drawable: counts the tokens of an example that may be drawn for it; none where nothing is drawn.
         survey: told of the examples of each step, where they were not looked at before.
         compiling: follows what is compiled.
         steps: how many steps are declared.
@@ -71,6 +74,8 @@ class Watch:
         head: Iterable[str],
         drawn: Drawn,
         labels_kept: bool = False,
+        terms: Callable[[Mapping[str, torch.Tensor]], int] | None = None,
+        drawable: Callable[[Features], int] | None = None,
         survey: Survey | None = None,
         compiling: Compiling,
         steps: int,
@@ -85,6 +90,8 @@ class Watch:
         self._device_start = {name: self._start[name].to(model.device, copy=True) for name in head}
         self._drawn = drawn
         self._labels_kept = labels_kept
+        self._terms = terms
+        self._drawable = drawable
         self._survey = survey
         self.rows: dict[int, Row] = {}
         """The rows of the kept batches, by index."""
@@ -313,6 +320,8 @@ class Watch:
             "digest": _joined(digests),
             "examples": examples,
             "micro_batches": tuple(len(drawing.indices) for drawing in drawings),
+            "terms": tuple(map(self._terms, tensors)) if self._terms else (),
+            "drawable": tuple(map(self._drawable_in, drawings)) if self._drawable else (),
             "random": self._first_random,
             "graphs": sum(token() is not None for token in self._graphs[:-1]),  # the loop still holds the last
             "loss_weights": tuple(float(weight) for weight in self._weights),
@@ -332,6 +341,9 @@ class Watch:
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
         if self._progress is not None:
             self._progress(step + 1, self._declared, loss, len(examples) / lap.seconds if lap.seconds else math.nan)
+
+    def _drawable_in(self, drawing: Drawing) -> int:
+        return sum(map(self._drawable, drawing.features)) if self._drawable else 0
 
     def _next_drawing(self) -> Drawing:
         return self._drawn.queue.popleft() if self._drawn.queue else Drawing((), (), ())

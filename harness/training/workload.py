@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
@@ -187,6 +187,10 @@ class Workload:
         """The part of a step's loss that each micro-batch has: of the terms that the loss is a mean over."""
         terms = [self.task.terms(batch) for batch in window]
         return [own / (sum(terms) or len(window)) if sum(terms) else 1.0 for own in terms]
+
+    def terms(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """What a batch gives to learn: the terms that its loss is a mean over; 0 where its labels are lost."""
+        return self.task.terms(batch) if all(name in batch for name in self.task.labels) else 0
 
     def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
         """The mean over a micro-batch: the model's own, or where labels are smoothed, torch's."""

@@ -51,7 +51,12 @@ def _influence(model: Any, work: Workload, batch: Any, whole: Texts) -> dict[str
     real = torch.zeros(len(whole.lengths), columns, dtype=torch.bool)
     for row in range(len(real)):
         real[row, whole.real(row, columns)] = True
-    tables, results = _tables(model, work, batch, real)
+    try:
+        tables, results = _tables(model, work, batch, real)
+    except LookupError:
+        if _reads(model, work, batch, real):
+            raise
+        return _nothing_read(work, whole)
     width = max(table.width for table in tables if table.of_tokens)
     real = torch.nn.functional.pad(real, (0, width - columns))  # Longformer pads to whole windows inside
     found: dict[str, Any] = {"own": [], "others": 0.0, "padding": 0.0, "dead": []}
@@ -73,6 +78,24 @@ def _influence(model: Any, work: Workload, batch: Any, whole: Texts) -> dict[str
     if work.task.causal:
         found["future"] = [_future(tables, results, row, whole.read(row, columns)) for row in range(len(real))]
     return found
+
+
+def _reads(model: Any, work: Workload, batch: Any, real: torch.Tensor) -> bool:
+    """Whether the logits are others, to the bit, where every word is another."""
+    ids = rows_of_tokens(batch["input_ids"])
+    words = real & ~torch.isin(ids, torch.tensor(work.tokenizer.all_special_ids))
+    with torch.no_grad(), same_draws():
+        one = logits(work.task, model(**inputs(work, batch)))
+    with torch.no_grad(), same_draws():
+        two = logits(work.task, model(**inputs(work, _with_other_tokens(batch, words, work.tokenizer))))
+    return not torch.equal(one, two)
+
+
+def _nothing_read(work: Workload, whole: Texts) -> dict[str, Any]:
+    """The figures of a model that gives the same for whatever it gets."""
+    rows = len(whole.lengths)
+    found = {"own": [0.0] * rows, "others": 0.0, "padding": 0.0, "dead": [[*range(length)] for length in whole.lengths]}
+    return {**found, "future": [0.0] * rows} if work.task.causal else found
 
 
 def _future(tables: list[_Table], results: torch.Tensor, row: int, real: slice) -> float:
@@ -116,14 +139,15 @@ def _tables(model: Any, work: Workload, batch: Any, real: torch.Tensor) -> tuple
     pad them, transpose and shift them before they look them up.
     """
     with torch.no_grad():
-        other, _ = _forward(model, work, _with_other_tokens(batch, real, work.tokenizer), _kept)
+        places = _first_words(rows_of_tokens(batch["input_ids"]), real, work.tokenizer)
+        one_each = torch.zeros_like(real).scatter_(1, places.unsqueeze(1), True)
+        other, _ = _forward(model, work, _with_other_tokens(batch, one_each, work.tokenizer), _kept)
     caught, results = _forward(model, work, batch, lambda output: output.detach().requires_grad_())
-    places = _first_words(rows_of_tokens(batch["input_ids"]), real, work.tokenizer)
     tables = [_placed(one, two, places) for one, two in zip(caught, other, strict=True)]
     # One row of positions for all belongs to no example.
     tables = [table for table in tables if table.of_tokens or len(table.embedded) == len(places)]
     if not any(table.of_tokens for table in tables):
-        raise RuntimeError("no embedding of the model was given the batch's input_ids")
+        raise LookupError("no embedding of the model was given the batch's input_ids")
     return tables, results
 
 
@@ -176,13 +200,12 @@ def _placed(embedded: torch.Tensor, other: torch.Tensor, places: torch.Tensor) -
     return _Table(embedded)
 
 
-def _with_other_tokens(batch: Any, real: torch.Tensor, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """The batch with one word of each row replaced."""
+def _with_other_tokens(batch: Any, places: torch.Tensor, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """The batch with the tokens at some places, rows x columns, replaced by another."""
     special = set(tokenizer.all_special_ids)
     one, two = islice((number for number in range(len(tokenizer) + 2) if number not in special), 2)
-    ids = rows_of_tokens(batch["input_ids"]).clone()
-    rows, places = torch.arange(len(ids)), _first_words(ids, real, tokenizer)
-    ids[rows, places] = torch.where(ids[rows, places] == one, two, one)
+    ids = rows_of_tokens(batch["input_ids"])
+    ids = torch.where(places, torch.where(ids == one, two, one), ids)
     return {**batch, "input_ids": ids.view(batch["input_ids"].shape)}
 
 

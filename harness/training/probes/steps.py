@@ -174,6 +174,8 @@ class Oracle:
         parameters = dict(self._model.named_parameters())
         reference = self._reference(parameters)
         self._step |= reference.pop("step")
+        if self._task.masked is not None:
+            self._step["drawn"] = sum(self._task.terms(micro.labels) for micro in self._micro)
         found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         before = _norm(reference["gradients"].values())
         expected = self._clipped(reference["gradients"], before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,11 @@ class MaskedLM(Task):
     def terms(self, labels: Tensors) -> int:
         """Drawn tokens."""
         return supervised(labels["labels"])
+
+    def drawable(self, tokenizer: Any) -> Callable[[Features], int]:
+        """All but special tokens."""
+        drawn_never = special(tokenizer)
+        return lambda features: sum(token not in drawn_never for token in features["input_ids"])
 
     def encode_to_evaluate(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
         """The text with tokens hidden once and for all, so that every evaluation asks the same.

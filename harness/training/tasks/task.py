@@ -92,6 +92,10 @@ class Task(ABC):
         """Over how many terms the loss is a mean."""
         return len(labels[self.labels[0]])
 
+    def drawable(self, tokenizer: Any) -> Callable[[Features], int] | None:
+        """Counts the tokens of an example of which its terms are drawn at random; none where nothing is drawn."""
+        return None
+
     def paired(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels with each label at the place of the logits that have to say it."""
         return logits, labels
