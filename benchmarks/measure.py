@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -41,6 +42,7 @@ def rotate(
     names = list(measures)
     for done in range(1, rounds + 1):
         for name in names:
+            gc.collect()  # what another has left behind is not collected in this one's time
             seconds[name].append(measures[name]())
         names.append(names.pop(0))
         if done >= fewest and perf_counter() - began > budget:

@@ -1,9 +1,10 @@
 """Steps of the harness's loops beside those of others that train the same: real tokens a second.
 
-In one process, in turn, round after round: each trains a copy of the same weights on the same texts, as many steps,
-from the first batch that it waits for to the end of its last step. Setting up is in nobody's time. All take the texts
-in their order, so that batches are the same, but for those that are said to group them by length, and nobody clips.
-The first round warms up, is not counted, and has no dropout: there all losses must be equal.
+In one process, in turn, round after round: each trains a copy of the same weights on the same texts for two epochs, of
+which the second is timed: from the end of the first's last step to the end of its own. So neither setting up nor the
+first step, which allocates gradients and moments, is in anybody's time. All take the texts in their order, so that
+batches are the same, but for those that are said to group them by length, and nobody clips. The first round warms up,
+is not counted, and has no dropout: there all losses must be equal.
 
     pip install -e '.[sample]' lightning optimum-benchmark
     python benchmarks/peers.py --rounds 10
@@ -24,7 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from time import perf_counter
@@ -61,12 +62,26 @@ EQUAL = {"fp32": 1e-4, "bf16": 2e-2}
 bf16, which has 8 bits."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training."""
+EPOCHS = 2
+"""Of a training: one to get going, one that is timed."""
 
-    seconds: float
-    losses: list[float]
+
+@dataclass
+class Trained:
+    """What came of a training: the loss of each step, as a loop that shows it has it, and when the step ended."""
+
+    losses: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+
+    def step(self, loss: float) -> None:
+        """A step is over."""
+        self.losses.append(loss)
+        self.ends.append(perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """Of the last epoch."""
+        return self.ends[-1] - self.ends[len(self.ends) // EPOCHS - 1]
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ class Load:
 
     @property
     def steps(self) -> int:
-        """Batches that the texts make."""
+        """Of an epoch."""
         return math.ceil(len(self.texts) / self.batch)
 
 
@@ -155,7 +170,8 @@ class Stage:
     def settings(self, precision: str = "fp32", **train: Any) -> experiment.Settings:
         """An experiment that says the same."""
         labels = [row["label"] for row in self.rows]
-        said = {"steps": self.load.steps, "batch_size": self.load.batch, "learning_rate": RATE, "schedule": "linear"}
+        steps = EPOCHS * self.load.steps
+        said = {"steps": steps, "batch_size": self.load.batch, "learning_rate": RATE, "schedule": "linear"}
         return experiment.Settings.model_validate(
             {
                 "checkpoint": self.load.checkpoint,
@@ -203,34 +219,26 @@ def ours(stage: Stage, loop: str = "custom", precision: str = "fp32", **train: A
 
     def run() -> Trained:
         work = workload.prepare(stage.loaded, settings, stage.device)
-        stopwatch = Stopwatch()
+        trained = Trained()
         with devices.matmul_precision("highest"), work.products(), work.memory():
-            trains(work, stopwatch)
-        return stopwatch.trained
+            trains(work, _Noting(trained))
+        return trained
 
     return run
 
 
-class Stopwatch:
+class _Noting:
     """Whom a loop tells of its steps, and nothing else."""
 
-    def __init__(self) -> None:
-        self._began = self._ended = 0.0
-        self._losses: list[float] = []
-
-    @property
-    def trained(self) -> Trained:
-        """From the beginning to the end of the last step."""
-        return Trained(self._ended - self._began, self._losses)
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
 
     def begin(self, optimizer: Any, scaler: Any = None) -> None:
         """The first batch is about to be fetched."""
-        self._began = perf_counter()
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
-        """Perhaps the last."""
-        self._losses.append(loss.item())  # as a loop that shows its loss does
-        self._ended = perf_counter()
+        """A step is over."""
+        self._trained.step(loss.item())
 
     def evaluate(self, evaluation: Any) -> None:
         """Nothing is evaluated."""
@@ -258,16 +266,16 @@ def tuned(stage: Stage) -> Trained:
 
 
 def _by_hand(model: Any, optimizer: Any, loader: Any, stage: Stage) -> Trained:
-    schedule, losses = get_scheduler("linear", optimizer, 0, len(loader)), []
-    began = perf_counter()
-    for batch in loader:
-        loss = model(**batch.to(stage.device.torch)).loss
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return Trained(perf_counter() - began, losses)
+    schedule, trained = get_scheduler("linear", optimizer, 0, EPOCHS * len(loader)), Trained()
+    for _ in range(EPOCHS):
+        for batch in loader:
+            loss = model(**batch.to(stage.device.torch)).loss
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            trained.step(loss.item())
+    return trained
 
 
 def accelerate(stage: Stage) -> Trained:
@@ -276,49 +284,50 @@ def accelerate(stage: Stage) -> Trained:
 
     accelerator, model = Accelerator(cpu=stage.device.name == "cpu"), stage.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
-    schedule = get_scheduler("linear", optimizer, 0, stage.load.steps)
+    schedule = get_scheduler("linear", optimizer, 0, EPOCHS * stage.load.steps)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, stage.loader(), schedule)
-    losses: list[float] = []
-    began = perf_counter()
-    for batch in loader:
-        loss = model(**batch).loss
-        accelerator.backward(loss)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return Trained(perf_counter() - began, losses)
+    trained = Trained()
+    for _ in range(EPOCHS):
+        for batch in loader:
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            trained.step(loss.item())
+    return trained
 
 
 # Trainers
 
 
-class _Between(TrainerCallback):
-    """Clocks a Trainer from the beginning of its training to the end of its last step."""
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ended = perf_counter()
-
-
 class _Keeping(Trainer):
     """The Trainer, keeping the loss of each step."""
 
+    loss = math.nan
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        self.losses.append(loss.item())
+        self.loss = loss.item()
         return loss
+
+
+class _Tell(TrainerCallback):
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self.trainer: Any = None
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trained.step(self.trainer.loss)
 
 
 def bare(stage: Stage, **said: Any) -> Trained:
     """`transformers.Trainer` with its own defaults; its clipping is off, for it would train otherwise."""
-    clock = _Between()
+    tell = _Tell(Trained())
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            num_train_epochs=1,
+            num_train_epochs=EPOCHS,
             per_device_train_batch_size=stage.load.batch,
             learning_rate=RATE,
             use_cpu=stage.device.name == "cpu",
@@ -329,11 +338,11 @@ def bare(stage: Stage, **said: Any) -> Trained:
             **{"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, **said},
         )
         collate = DataCollatorWithPadding(stage.loaded.tokenizer)
-        trainer = _Keeping(stage.model(), arguments, collate, stage.rows, callbacks=[clock])  # type: ignore[arg-type]
-        trainer.losses: list[float] = []
+        trainer = _Keeping(stage.model(), arguments, collate, stage.rows, callbacks=[tell])  # type: ignore[arg-type]
+        tell.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return Trained(clock.ended - clock.began, trainer.losses)
+    return tell.trained
 
 
 def grouped(stage: Stage, **said: Any) -> Trained:
@@ -355,41 +364,37 @@ def lightning(stage: Stage) -> Trained:
         def training_step(self, batch: Any, place: int) -> Any:
             """One batch."""
             loss = self.model(**batch).loss
-            losses.append(loss.item())
+            self.last = loss.item()
             return loss
 
         def configure_optimizers(self) -> Any:
             """The optimizer and its schedule."""
             optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, weight_decay=0.0)
-            schedule = get_scheduler("linear", optimizer, 0, stage.load.steps)
+            schedule = get_scheduler("linear", optimizer, 0, EPOCHS * stage.load.steps)
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    class Clock(pl.Callback):
-        """From the beginning of the training to the end of its last step."""
+    class Tell(pl.Callback):
+        """Hears of each step."""
 
-        def on_train_start(self, *args: Any) -> None:
-            """The first batch is about to be fetched."""
-            self.began = perf_counter()
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            """A step is over."""
+            trained.step(module.last)
 
-        def on_train_batch_end(self, *args: Any) -> None:
-            """Perhaps the last."""
-            self.ended = perf_counter()
-
-    clock, losses = Clock(), []
+    trained = Trained()
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator="cpu" if stage.device.name == "cpu" else "gpu",
             devices=1,
-            max_epochs=1,
+            max_epochs=EPOCHS,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[clock],
+            callbacks=[Tell()],
         )
         trainer.fit(Module(stage.model()), stage.loader())
-    return Trained(clock.ended - clock.began, losses)
+    return trained
 
 
 def optimum() -> str:
@@ -424,7 +429,7 @@ def choose(stage: Stage, precision: str = "fp32") -> Chosen:
 
 def peers(stage: Stage, chosen: Mapping[str, Chosen]) -> dict[str, Callable[[], Trained]]:
     """Everybody, by name."""
-    auto = chosen["fp32"].train
+    auto, worker = chosen["fp32"].train, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     found = {
         "course's loop": lambda: course(stage),
         "loop tuned by hand": lambda: tuned(stage),
@@ -435,7 +440,7 @@ def peers(stage: Stage, chosen: Mapping[str, Chosen]) -> dict[str, Callable[[], 
         "ours, trainer loop": ours(stage, loop="trainer"),
         BASE: lambda: bare(stage),
         "Trainer, grouped": lambda: grouped(stage),
-        "Trainer, grouped, worker": lambda: grouped(stage, dataloader_num_workers=1),
+        "Trainer, grouped, worker": lambda: grouped(stage, **worker),
         "Accelerate's loop": lambda: accelerate(stage),
     }
     if stage.load.bf16:
@@ -492,7 +497,7 @@ def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
     seconds, name = min(
         (median(each.seconds for each in rounds), name) for name, rounds in found.items() if "bf16" not in name
     )
-    rate, most = counter.get_total_flops() / seconds, ceiling.products(stage.device, torch.float32)
+    rate, most = counter.get_total_flops() / EPOCHS / seconds, ceiling.products(stage.device, torch.float32)
     return (
         f"{name}: {rate / 1e9:.1f} GFLOP/s of real tokens, {rate / most:.0%} of the {most / 1e9:.1f} that a product of "
         "square matrices has here"
