@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.ab.command import add_ab, add_bisect, share
+from harness.ab.command import add_ab, add_bisect
 from harness.errors import HarnessError, InvalidExperiment, count, meant
+from harness.option import put, share, writable
 
 if TYPE_CHECKING:
     from harness.compare import Comparison, Table
@@ -38,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `harness plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
-    except (HarnessError, OSError) as error:
+    except HarnessError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -65,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     devices.set_defaults(command=_devices)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of experiment files")
-    schema.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+    schema.add_argument("--output", type=writable, metavar="FILE", help="write it there instead")
     schema.set_defaults(command=_schema)
 
     explain = commands.add_parser("explain", help="say what a law states, why, and where its thresholds come from")
@@ -78,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     mutate.add_argument(
         "--device", default="cpu", metavar="NAME", help="instead of those that the files name (%(default)s)"
     )
-    mutate.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
+    mutate.add_argument(
+        "--output", type=writable, metavar="FILE", help="write Markdown there instead of text to stdout"
+    )
     mutate.add_argument(
         "--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from what it holds"
     )
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
     )
     compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    compare.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    compare.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
     compare.set_defaults(command=_compare)
 
     add_ab(commands)
@@ -118,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
     )
     triage.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    triage.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    triage.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
     triage.set_defaults(command=_triage)
 
     baseline = commands.add_parser("baseline", help="keep records to compare later runs with: pytest --baseline")
@@ -133,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     accept.add_argument("--reason", required=True, metavar="TEXT", help="why these figures are right; it is kept")
     accept.add_argument(
-        "--baseline", type=Path, default=Path("baseline.jsonl"), metavar="PATH", help="the file to write (%(default)s)"
+        "--baseline", type=writable, default="baseline.jsonl", metavar="PATH", help="the file to write (%(default)s)"
     )
     accept.set_defaults(command=_accept)
 
@@ -148,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of github-action-benchmark, which figures: rates (bigger, its customBiggerIsBetter; the default), or "
         "times, memory and losses (smaller, its customSmallerIsBetter)",
     )
-    export.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    export.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
     export.set_defaults(command=_export)
 
     report = commands.add_parser("report", help="judge stored records again and remake the report")
@@ -160,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         help="record files, or report folders, of which the newest run is taken (default: reports)",
     )
     report.add_argument("--laws", action="store_true", help="which law held where instead, as Markdown")
-    report.add_argument("--output", type=Path, metavar="FILE", help="write Markdown there instead of text to stdout")
+    report.add_argument(
+        "--output", type=writable, metavar="FILE", help="write Markdown there instead of text to stdout"
+    )
     report.set_defaults(command=_report)
     return parser
 
@@ -217,11 +225,7 @@ def _devices(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     from harness.experiment import schema
 
-    text = json.dumps(schema(_laws()), indent=2, ensure_ascii=False) + "\n"
-    if options.output is None:
-        print(text, end="")
-    else:
-        options.output.write_text(text, encoding="utf-8")
+    put(json.dumps(schema(_laws()), indent=2, ensure_ascii=False), options.output)
     return 0
 
 
@@ -276,7 +280,7 @@ def _mutate(options: argparse.Namespace) -> int:
     if options.output is None:
         print(mutation_text(mutation))
     else:
-        options.output.write_text(mutation_markdown(mutation), encoding="utf-8")
+        put(mutation_markdown(mutation), options.output)
         print(mutation.score)
     return 1 if mutation.survivors or stopped else 0
 
@@ -302,7 +306,7 @@ def _compare(options: argparse.Namespace) -> int:
     """0 if nothing has regressed, 1 if something has, 2 if the runs cannot be compared."""
     from harness import store
     from harness.compare import NotComparable, check_axes
-    from harness.report import comparison_json, write
+    from harness.report import comparison_json, page
 
     readings = [store.load(address) for address in options.addresses]
     problems = tuple(problem for reading in readings for problem in reading.problems)
@@ -311,11 +315,11 @@ def _compare(options: argparse.Namespace) -> int:
         found = _compared([reading.records for reading in readings], options)
     except HarnessError as error:
         if isinstance(error, NotComparable) and options.format == "json":
-            print(comparison_json(error), end="")
+            put(comparison_json(error), options.output)
         print("\n".join([*problems, str(error)]), file=sys.stderr)
         return 2
     found = replace(found, notes=(*problems, *found.notes))
-    write(found, options.format, options.output)
+    put(page(found, options.format), options.output)
     return 1 if found.fails else 0
 
 
@@ -341,7 +345,7 @@ def _triage(options: argparse.Namespace) -> int:
     from harness import store
     from harness.compare import NotComparable
     from harness.compare.triage import triage
-    from harness.report import write
+    from harness.report import comparison_json, page
 
     addresses = (options.baseline, options.control, options.canary)
     readings = [store.load(address) for address in addresses]
@@ -353,8 +357,10 @@ def _triage(options: argparse.Namespace) -> int:
     try:
         found = triage(baseline, control, canary, options.margin)
     except NotComparable as error:
+        if options.format == "json":
+            put(comparison_json(error), options.output)
         raise HarnessError("\n".join([*problems, error.listed])) from None
-    write(replace(found, notes=(*problems, *found.notes)), options.format, options.output)
+    put(page(replace(found, notes=(*problems, *found.notes)), options.format), options.output)
     return 1 if found.fails else 0
 
 
@@ -362,17 +368,20 @@ def _accept(options: argparse.Namespace) -> int:
     """0 if every case has its baseline, 1 if one was refused, 2 if there is none to accept."""
     from harness import store
     from harness.compare import baseline
+    from harness.compare.comparison import left_out
 
     if not options.reason.strip():
         raise HarnessError("--reason: found nothing, expected why these figures are right")
     readings = [store.load(address) for address in options.addresses]
-    old = baseline.read(options.baseline) if options.baseline.exists() else baseline.Baselines()
-    accepted = baseline.accept(old, [record for reading in readings for record in reading.records], options.reason)
+    records = [record for reading in readings for record in reading.records]
     problems = [problem for reading in readings for problem in reading.problems]
-    for line in [*problems, *(f"refused: {why}" for why in accepted.refused)]:
+    with baseline.alone(options.baseline):
+        old = baseline.read(options.baseline) if options.baseline.exists() else baseline.Baselines()
+        accepted = baseline.accept(old, records, options.reason)
+        if accepted.names:
+            baseline.write(options.baseline, accepted.baselines)
+    for line in [*problems, *left_out(records), *(f"refused: {why}" for why in accepted.refused)]:
         print(line, file=sys.stderr)
-    if accepted.names:
-        options.baseline.write_text(accepted.baselines.to_text(), encoding="utf-8")
     print(f"{options.baseline}: {count(len(accepted.names), 'baseline')} accepted, {len(accepted.refused)} refused")
     return 1 if accepted.refused else 0 if accepted.names else 2
 
@@ -392,11 +401,7 @@ def _export(options: argparse.Namespace) -> int:
     figures = [one for one in found.figures if one.better in wanted]
     if not figures:
         raise HarnessError(f"{', '.join(options.addresses)}: no figures to export")
-    page = bencher(figures) if options.format == "bencher" else github_action_benchmark(figures)
-    if options.output is None:
-        print(page, end="")
-    else:
-        options.output.write_text(page, encoding="utf-8")
+    put(bencher(figures) if options.format == "bencher" else github_action_benchmark(figures), options.output)
     return 0
 
 
@@ -419,10 +424,7 @@ def _report(options: argparse.Namespace) -> int:
     else:
         summary = summarise(reading.records, reading.problems)
         page = terminal(summary) if options.output is None else markdown(summary)
-    if options.output is None:
-        print(page.rstrip())
-    else:
-        options.output.write_text(page, encoding="utf-8")
+    put(page, options.output)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,10 @@ from harness.exploration import Trial
 
 if TYPE_CHECKING:  # a run without experiments names its store, and no more
     from harness.record import Record
+
+
+NAMED = 20
+"""Lines of a file that are named where they are no records: a file of something else has many."""
 
 
 def new_run() -> str:
@@ -113,6 +118,8 @@ def load(address: str) -> Reading:
     path = Path(address)
     if not path.is_dir():
         return read([path])
+    if not os.access(path, os.R_OK | os.X_OK):
+        return Reading((), (f"{path}: cannot be read: {os.strerror(errno.EACCES)}",))
     files = latest_run(path) or tuple(sorted(path.glob("*.jsonl")))
     return read(files) if files else Reading((), (f"{path}: found no records, expected *.jsonl or records/*.jsonl",))
 
@@ -154,14 +161,16 @@ def _gather(contents: Iterable[Content]) -> Reading:
         if isinstance(content, str):
             problems.append(f"{file}: {content}")
             continue
+        wrong: list[str] = []
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
             found = _parse(line)
             if isinstance(found, str):
-                problems.append(f"{file}:{number}: {found}")
+                wrong.append(f"{file}:{number}: {found}")
             else:
                 records.extend(found)
+        problems += wrong if len(wrong) <= NAMED else [*wrong[:NAMED], f"{file}: {len(wrong) - NAMED} more such lines"]
     return Reading(tuple(records), tuple(problems))
 
 

@@ -31,7 +31,7 @@ LAYERS = (
     ("store",),
     ("record", "plan"),
     ("experiment", "exploration"),
-    ("schedule", "selection", "errors"),
+    ("schedule", "selection", "errors", "option"),
 )
 """Each may import what stands below it. What stands on one line does not know of each other."""
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,101 @@ def test_the_command(accepting: Project, capsys: pytest.CaptureFixture[str]) -> 
     assert printed.out == f"{path}: 1 baseline accepted, 1 refused\n"
     assert path.read_text().splitlines()[0] == before.splitlines()[0]
     assert main(["baseline", "accept", str(accepting.path / "none"), "--reason", "x", *to(accepting)]) == 2
+
+
+# What may not be lost
+
+
+def both() -> Baselines:
+    """Of two cases."""
+    return accepted(trained(), trained("cpu-trainer")).baselines
+
+
+def test_a_line_that_is_not_renewed_stays_as_it_is(tmp_path: Path) -> None:
+    """Byte for byte, with what a later version has written into it: a renewed line alone is a difference to commit."""
+    path = tmp_path / "baseline.jsonl"
+    first, second = both().to_text().splitlines()
+    later = second.replace('"reason"', '"later": {"a": 1}, "reason"', 1)
+    path.write_text(f"{first}\n{later}\n")
+    renewed = accepted(trained(times=2.0), old=baseline.read(path)).baselines.to_text().splitlines()
+    assert renewed[0] != first
+    assert renewed[1] == later
+
+
+def test_a_second_line_of_a_case_is_named(tmp_path: Path) -> None:
+    """As a merge of two branches leaves it: which one counts is for a person to say, and neither is lost."""
+    path = tmp_path / "baseline.jsonl"
+    path.write_text(2 * accepted(trained()).baselines.to_text())
+    with pytest.raises(HarnessError, match=r":2: a second baseline of .*cpu-custom on Abacus 9: keep one of the lines"):
+        baseline.read(path)
+
+
+def test_whatever_a_reason_holds_a_line_stays_a_line(tmp_path: Path) -> None:
+    """Unicode has more ends of lines than a file."""
+    path, reason = tmp_path / "baseline.jsonl", "a\u2028b\u0085c\nd\re"
+    baseline.write(path, accepted(trained(), reason=reason).baselines)
+    kept = baseline.read(path).of(trained())
+    assert kept is not None
+    assert kept.reason == reason
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves the old one, and nothing beside it; rights and links stay."""
+    path, link = tmp_path / "baseline.jsonl", tmp_path / "link.jsonl"
+    path.write_text("old\n")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            baseline.write(path, both())
+    assert path.read_text() == "old\n"
+    baseline.write(link, both())
+    assert (baseline.read(path), link.is_symlink(), path.stat().st_mode & 0o777) == (both(), True, 0o640)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["baseline.jsonl", "link.jsonl"]
+
+
+def full(*_: object) -> None:
+    """A disk."""
+    raise OSError("no space")
+
+
+def test_who_accepts_at_the_same_time_waits(tmp_path: Path) -> None:
+    """Each reads what the one before has written."""
+    path = tmp_path / "baseline.jsonl"
+
+    def add(number: int) -> None:
+        with baseline.alone(path):
+            old = baseline.read(path) if path.exists() else Baselines()
+            time.sleep(0.01)
+            baseline.write(path, accept(old, [trained(f"cpu-{number}")], "x").baselines)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert len(baseline.read(path).lines) == 8
+
+
+def test_a_baseline_whose_times_would_be_refused_today_can_be_renewed() -> None:
+    """Rules become stricter: its figures are no numbers then."""
+    kept = accepted(trained()).baselines
+    (one,) = kept.lines.values()
+    void = one.records[0].model_copy(update={"steps": one.records[0].steps.model_copy(update={"began": ()})})
+    old = Baselines({one.key: one.model_copy(update={"records": (void,)})})
+    (new,) = accepted(trained(), old=old).baselines.lines.values()
+    assert math.isnan(new.before[0].tokens_per_second)
+    assert baseline.Baseline.model_validate_json(new.model_dump_json()).before[0].reason == "as it should be"
+
+
+def test_runs_that_are_not_alike_are_no_baseline() -> None:
+    """Nothing could be compared with both of them."""
+    found = accepted(trained(), trained(at=9, settings={"train.seed": 1}))
+    assert found.refused == (f"{trained().name}: its runs are not alike: train.seed: 42 and 1",)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in which everything was skipped leaves no baseline, and says why."""
+    run, path = tmp_path / "run.jsonl", tmp_path / "baseline.jsonl"
+    run.write_text(record(trained(), outcome="skipped", reason="no CUDA device").to_json() + "\n")
+    assert main(["baseline", "accept", str(run), "--reason", "x", "--baseline", str(path)]) == 2
+    assert capsys.readouterr().err == f"left out: {trained().name}: skipped: no CUDA device\n"
+    assert not path.exists()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,14 @@ def test_a_bad_end_that_is_not_bad_ends_the_search() -> None:
     assert (found.suspects, [probe.state for probe in found.probes]) == ((), ["good"])
 
 
+def test_a_bad_end_of_which_a_case_cannot_be_compared_is_not_good() -> None:
+    """What is wrong may be wrong in that case."""
+    end = replace(comparison(1.0), refused=("not compared: b.yaml::cpu: its process\nended",))
+    (probe,) = searched([end]).probes
+    assert probe.state == "undecided"
+    assert probe.reason.endswith("; not compared: b.yaml::cpu: its process ended")
+
+
 def test_one_that_cannot_be_run_says_why() -> None:
     """The last line of the error is its reason."""
     probe = next(probe for probe in searched([None, comparison(1.05)]).probes if probe.state == "cannot be run")
@@ -88,8 +97,7 @@ def test_one_that_cannot_be_run_says_why() -> None:
 
 def pip(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     """Answer what pip is asked."""
-    done = subprocess.CompletedProcess([], 0, said, "")
-    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
+    monkeypatch.setattr("harness.ab.environment._call", lambda *arguments: said)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +145,11 @@ Harness = Callable[..., tuple[int, str, str]]
     [
         (["one"], "found no GOOD_REV or no BAD_REV, expected both, or --package"),
         (["--package", "x", "--releases", "1,2"], "--package: expected --requirements FILE with it, and no revisions"),
+        (
+            ["one", "two", "--releases", "1,2"],
+            "found --releases or --requirements, expected --package with them",
+        ),
+        (["one", "one"], "one: found no commit after one, expected one that comes from it"),
         (["two", "one"], "one: found no commit after two, expected one that comes from it"),
         (["one", "three"], "three: found no such revision, expected a commit, branch or tag"),
     ],

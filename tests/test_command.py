@@ -361,9 +361,10 @@ def test_report_of_nothing_fails(project: Project, run: Harness, arguments: list
 
 
 @pytest.mark.parametrize("command", ["schema", "report"])
-def test_an_output_that_cannot_be_written_is_named(kept: Store, run: Harness, command: str) -> None:
-    """It is an error with the path, not a traceback."""
-    status, out, err = run(command, "--output", "no/such/folder/out")
+def test_an_output_that_cannot_be_written_is_named(run: Harness, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is bad usage, with the path, before anything is done."""
+    with pytest.raises(SystemExit) as caught:
+        run(command, "--output", "no/such/folder/out")
 
-    assert (status, out) == (2, "")
-    assert "No such file or directory: 'no/such/folder/out'" in err
+    assert caught.value.code == 2
+    assert "found no/such/folder/out, expected a file that can be written" in capsys.readouterr().err

@@ -577,12 +577,61 @@ def test_one_folder_across_an_axis(harness: Harness) -> None:
     assert "| case                    | custom" in Path("out.md").read_text()
 
 
-@pytest.mark.parametrize("margin", ["0", "1", "-0.1", "much"])
+@pytest.mark.parametrize("margin", ["0", "1", "2", "-0.1", "nan", "much"])
 def test_a_margin_is_a_share(harness: Harness, margin: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Anything else is bad usage."""
     with pytest.raises(SystemExit) as caught:
         harness("a", "b", f"--margin={margin}")
     assert caught.value.code == 2
+    assert f"found {margin}, expected a number between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_said_at_once(harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is compared; and a refusal in JSON goes where the comparison would."""
+    for place in ("nowhere/out.json", "."):
+        with pytest.raises(SystemExit) as caught:
+            harness("a", "b", "--output", place)
+        assert caught.value.code == 2
+        assert (
+            f"found {place}, expected a file that can be written, in a folder that is there" in capsys.readouterr().err
+        )
+    base, new = write("base.jsonl", trained()), write("new.jsonl", trained(environment={"threads": 1}))
+    assert harness(base, new, "--format", "json", "--output", "out.json")[:2] == (2, "")
+    assert json.loads(Path("out.json").read_text())["verdict"] == "not comparable"
+
+
+def test_what_cannot_be_written_in_the_end_is_printed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of comparing is not lost to a full disk."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device", "out.txt")
+
+    base = write("base.jsonl", trained())
+    monkeypatch.setattr(Path, "write_text", full)
+    status, out, error = harness(base, base, "--output", "out.txt")
+    assert (status, error) == (2, "out.txt: No space left on device\n")
+    assert "1 case: " in out
+
+
+def test_cases_of_one_name_are_told_apart(harness: Harness) -> None:
+    """By the hardware, where records are of several machines."""
+    laptop = {"device": "Laptop", "processor": "Laptop"}
+    base = write("base.jsonl", trained(), trained(environment=laptop))
+    out = harness(base, write("new.jsonl", trained(at=1), trained(at=1, environment=laptop)))[1]
+    assert "experiments/a.yaml::cpu-custom (Abacus 9) " in out
+    assert "experiments/a.yaml::cpu-custom (Laptop) " in out
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\x00\xff\n" * 1000, b"\xef\xbb\xbf\n", b"PK\x03\x04 not a record", b"null\n1e999\n", b""]
+)
+def test_a_file_of_something_else_is_named(harness: Harness, junk: bytes) -> None:
+    """In a few lines, whatever it holds; a line cut in the middle of a character is one of them."""
+    Path("junk.bin").write_bytes(junk)
+    status, out, error = harness(write("base.jsonl", trained()), "junk.bin")
+    assert (status, out) == (2, "")
+    assert error.endswith("junk.bin: no records to compare\n")
+    assert len(error.splitlines()) < 25
 
 
 if __name__ == "__main__":

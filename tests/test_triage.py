@@ -88,6 +88,17 @@ def test_unlike_runs_are_refused(control: list[Record] | None, canary: list[Reco
     assert said in str(caught.value)
 
 
+def test_each_machine_has_its_own_finding() -> None:
+    """Of one case on two, each canary is held against the control of its own machine."""
+    laptop = {"device": "Laptop", "processor": "Laptop"}
+    sides = [[*run(each), *run({**each, **laptop})] for each in (BASE, PINNED)]
+    canary = [*run(LATEST), *run({**LATEST, **laptop}, times=2.0)]
+    found = {finding.case: finding.cause for finding in triage(*sides, canary).findings}
+    assert found == {
+        f"{run(BASE)[0].name} ({name})": cause for name, cause in (("Abacus 9", "noise"), ("Laptop", "environment"))
+    }
+
+
 Harness = Callable[..., tuple[int, str, str]]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.ab.job import shown
 from harness.compare import Comparison, NotComparable, Pair
 from harness.compare.statistic import CONFIDENCE
 from harness.errors import HarnessError
+from harness.report.comparison import interval
 
 State = Literal["good", "bad", "undecided", "cannot be run"]
 
@@ -102,7 +102,8 @@ def probe(name: str, attempt: Try, end: Comparison | None = None) -> Probe:
         return Probe(name, "cannot be run", error.listed.replace("\n  ", " "))
     except HarnessError as error:
         return Probe(name, "cannot be run", str(error).splitlines()[-1])
-    figures = "; ".join(f"{pair.case}: {_figures(pair)}" for pair in found.pairs)
+    said = [f"{pair.case}: {_figures(pair)}" for pair in found.pairs]
+    figures = "; ".join([*said, *(" ".join(each.split()) for each in found.refused)])
     if found.fails:
         return Probe(name, "bad", figures, found)
     return Probe(name, "good" if _is_good(found, end) else "undecided", figures, found)
@@ -111,6 +112,8 @@ def probe(name: str, attempt: Try, end: Comparison | None = None) -> Probe:
 def _is_good(found: Comparison, end: Comparison | None) -> bool:
     """What is wrong at the bad end is not wrong here: the training is right, or it is less slow beyond doubt."""
     here = {pair.case: pair for pair in found.pairs}
+    if end is None and found.refused:
+        return False
     wrong = found.pairs if end is None else [pair for pair in end.pairs if pair.fails]
     return all(pair.case in here and _is_better(here[pair.case], pair) for pair in wrong)
 
@@ -127,5 +130,5 @@ def _is_better(pair: Pair, end: Pair) -> bool:
 
 def _figures(pair: Pair) -> str:
     """``slower, step time +5.2% (+3.1% to +7.4%)``."""
-    times = [f"{one.name} {shown(one.shift)}" for one in pair.measures if one.shift is not None]
+    times = [f"{one.name} {interval(one.shift)}" for one in pair.measures if one.shift is not None]
     return ", ".join([pair.verdict, *pair.broken, *times])

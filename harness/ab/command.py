@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, count
+from harness.option import put, seconds, share, writable
 
 if TYPE_CHECKING:
     from harness.ab.bisect import Culprit
@@ -37,7 +37,7 @@ def add_ab(commands: Any) -> None:
     )
     _add_job(ab)
     ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    ab.add_argument("--output", type=Path, metavar="FILE", help="write it there instead of to stdout")
+    ab.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
     ab.set_defaults(command=_ab)
 
 
@@ -72,7 +72,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", dest="selection", metavar="EXPRESSION", help="these cases alone, as for pytest")
     parser.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
     parser.add_argument(
-        "--budget", type=_seconds, default=120.0, metavar="SECONDS", help="of turns a case at most (%(default)g)"
+        "--budget", type=seconds, default=120.0, metavar="SECONDS", help="of turns a case at most (%(default)g)"
     )
     parser.add_argument(
         "--across",
@@ -86,83 +86,106 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number of seconds, 1 or more")
-    return value
-
-
-def share(text: str) -> float:
-    """An option that is a share of something."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected a number between 0 and 1, such as 0.03")
-    return value
-
-
 def _ab(options: argparse.Namespace) -> int:
-    """0 if nothing has regressed, 1 if something has, 2 if the sides cannot be compared."""
+    """0 if nothing has regressed, 1 if something has, 2 if sides, or a case of them, cannot be compared."""
     from harness.ab.environment import Environments
     from harness.ab.job import LIBRARIES, compare_sides
     from harness.ab.process import Side
     from harness.ab.revision import Repository
     from harness.ab.stopping import stopped_once
-    from harness.report import write
+    from harness.compare import NotComparable
+    from harness.report import comparison_json, page
 
     if (options.base is None) == (options.against_env is None):
         raise HarnessError("found neither or both of BASE_REV and --against-env, expected one of them")
     with stopped_once(), contextlib.ExitStack() as sides:
+        sides.callback(_tell, "")
         job, folder = _job(options), Path.cwd()
+        if options.new is None:
+            _require(options.experiments)
         if options.against_env is not None:
             base = Side(str(options.against_env), folder, Environments().python(options.against_env))
             new = Side("this environment", folder, Path(sys.executable))
             job = replace(job, across=(*job.across, LIBRARIES))
         else:
             repository = Repository(folder)
-            job = replace(job, within=repository.within)
             base = sides.enter_context(repository.checked_out(options.base))
             new = sides.enter_context(repository.checked_out(options.new)) if options.new else repository.as_it_is()
-        found = compare_sides(base, new, job, _tell)
-    write(found, options.format, options.output)
-    return 1 if found.fails else 0
+        try:
+            found = compare_sides(base, new, job, _tell)
+        except NotComparable as error:
+            if options.format == "json":
+                put(comparison_json(error), options.output)
+            raise
+    put(page(found, options.format), options.output)
+    return 1 if found.fails else 2 if found.refused else 0
+
+
+@dataclass(frozen=True)
+class _Range:
+    """What is searched."""
+
+    good: str
+    candidates: Sequence[str]
+    """The oldest first; the last is the bad end."""
+    side: Callable[[str], contextlib.AbstractContextManager[Side]]
+    title: Callable[[str], str]
+    across: tuple[str, ...] = ()
 
 
 def _bisect(options: argparse.Namespace) -> int:
     """1 if the culprit is found, 0 if the bad end is not bad, 2 if it cannot be said."""
-    from harness.ab.bisect import search
-    from harness.ab.environment import Environments, releases
-    from harness.ab.job import LIBRARIES, compare_sides
-    from harness.ab.process import Side
-    from harness.ab.revision import Repository
+    from harness.ab.bisect import Probe, search
+    from harness.ab.job import compare_sides
     from harness.ab.stopping import stopped_once
 
-    with stopped_once(), contextlib.ExitStack() as sides:
-        job, folder = _job(options), Path.cwd()
-        if options.package is not None:
-            if options.requirements is None or options.good is not None:
-                raise HarnessError("--package: expected --requirements FILE with it, and no revisions")
-            first, *candidates = releases(options.package, options.releases)
-            job, environments = replace(job, across=(*job.across, LIBRARIES)), Environments()
+    def told(probe: Probe) -> None:
+        _tell("")
+        print(f"{probe.name[:12]}: {probe.state}: {probe.reason}", flush=True)
 
-            def side(name: str) -> contextlib.AbstractContextManager[Side]:
-                python = environments.python(options.requirements, f"{options.package}=={name}")
-                return contextlib.nullcontext(Side(f"{options.package} {name}", folder, python))
-        else:
-            if options.good is None or options.bad is None:
-                raise HarnessError("found no GOOD_REV or no BAD_REV, expected both, or --package")
-            repository = Repository(folder)
-            first, candidates = options.good, repository.between(options.good, options.bad)
-            job, side = replace(job, within=repository.within), repository.checked_out  # type: ignore[assignment]
-        base = sides.enter_context(side(first))
+    with stopped_once(), contextlib.ExitStack() as sides:
+        sides.callback(_tell, "")
+        job, among = _job(options), _revisions(options) if options.package is None else _releases(options)
+        job = replace(job, across=(*job.across, *among.across))
+        base = sides.enter_context(among.side(among.good))
 
         def attempt(name: str) -> Comparison:
-            with side(name) as new:
+            with among.side(name) as new:
                 return compare_sides(base, new, job, _tell)
 
-        found = search(candidates, attempt, lambda probe: print(f"{probe.name[:12]}: {probe.state}: {probe.reason}"))
-    print(_culprit(found, (lambda name: f"{options.package} {name}") if options.package else repository.title))
+        found = search(among.candidates, attempt, told)
+    print(_culprit(found, among.title))
     return 1 if found.found else 0 if found.probes[0].state == "good" else 2
+
+
+def _revisions(options: argparse.Namespace) -> _Range:
+    from harness.ab.revision import Repository
+
+    if options.good is None or options.bad is None:
+        raise HarnessError("found no GOOD_REV or no BAD_REV, expected both, or --package")
+    if options.releases or options.requirements:
+        raise HarnessError("found --releases or --requirements, expected --package with them")
+    repository = Repository(Path.cwd())
+    candidates = repository.between(options.good, options.bad)
+    return _Range(options.good, candidates, repository.checked_out, repository.title)
+
+
+def _releases(options: argparse.Namespace) -> _Range:
+    from harness.ab.environment import Environments, releases
+    from harness.ab.job import LIBRARIES
+    from harness.ab.process import Side
+
+    if options.requirements is None or options.good is not None:
+        raise HarnessError("--package: expected --requirements FILE with it, and no revisions")
+    _require(options.experiments)
+    environments = Environments()
+
+    def side(release: str) -> contextlib.AbstractContextManager[Side]:
+        python = environments.python(options.requirements, f"{options.package}=={release}")
+        return contextlib.nullcontext(Side(f"{options.package} {release}", Path.cwd(), python))
+
+    good, *candidates = releases(options.package, options.releases)
+    return _Range(good, candidates, side, lambda release: f"{options.package} {release}", (LIBRARIES,))
 
 
 def _culprit(found: Culprit, title: Callable[[str], str]) -> str:
@@ -179,9 +202,6 @@ def _culprit(found: Culprit, title: Callable[[str], str]) -> str:
 def _job(options: argparse.Namespace) -> Job:
     from harness.ab.job import Job
 
-    for path in map(Path, options.experiments):
-        if not path.exists():
-            raise HarnessError(f"{path}: no such file or folder")
     return Job(
         experiments=tuple(os.path.relpath(path) for path in options.experiments),
         options=(
@@ -195,7 +215,14 @@ def _job(options: argparse.Namespace) -> Job:
     )
 
 
+def _require(experiments: Sequence[str]) -> None:
+    """Of a side that is the folder as it is; of a revision, pytest says what it lacks."""
+    for path in map(Path, experiments):
+        if not path.exists():
+            raise HarnessError(f"{path}: no such file or folder")
+
+
 def _tell(text: str) -> None:
-    """Say on a terminal how far it is."""
+    """Say on a terminal how far it is, in a line that the next one takes the place of; nothing takes it away."""
     if sys.stderr.isatty():
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[?7l{text}\x1b[K\x1b[?7h", end="", file=sys.stderr, flush=True)

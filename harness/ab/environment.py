@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.ab.stopping import end
 from harness.errors import HarnessError
 
 TAIL = 2_000
@@ -53,11 +54,14 @@ class Environments:
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=self.folder))
         try:
-            _call([sys.executable, "-m", "venv", str(unfinished)], f"{requirements}: no environment for it")
+            made, folder = unfinished / "environment", requirements.resolve().parent
+            venv = [sys.executable, "-m", "venv", str(made)]
+            _call(venv, f"{requirements}: no environment for it", folder, unfinished)
             wanted = ["-r", str(requirements.resolve()), *more.split()]
-            pip = [str(_python(unfinished)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-            _call(pip, f"{requirements}: pip cannot install it", requirements.resolve().parent)
-            unfinished.rename(place)  # only what is whole is found the next time
+            pip = [str(_python(made)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+            _call(pip, f"{requirements}: pip cannot install it", folder, unfinished)
+            if not place.exists():  # another job may have been quicker
+                made.rename(place)  # only what is whole is found the next time
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -98,8 +102,26 @@ def _python(place: Path) -> Path:
     return place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def _call(command: list[str], what: str, folder: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HarnessError(f"{what}:\n{(done.stderr or done.stdout).strip()[-TAIL:]}")
-    return done.stdout
+def _call(command: list[str], what: str, folder: Path | None = None, scratch: Path | None = None) -> str:
+    """What a command prints; it ends, with all that it has started, when this is stopped. Callers put `scratch` away.
+
+    Raises:
+        HarnessError: it fails; with the end of what it says.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(scratch)} if scratch else None,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            out, error = process.communicate()
+        finally:
+            end(process)
+    if process.returncode:
+        raise HarnessError(f"{what}:\n{(error or out).strip()[-TAIL:]}")
+    return out

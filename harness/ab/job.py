@@ -6,21 +6,20 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import NormalDist, median
 
 from harness.ab.process import Live, Side, SideFailed
 from harness.ab.turns import LOOKS, PROCESSES, Steps, Turns, alternate
-from harness.compare import MARGIN, Comparison, Measure, Pair
+from harness.compare import MARGIN, Comparison, Measure, NotComparable, Pair, check_axes
 from harness.compare.comparison import LEFT_OUT, refuse
 from harness.compare.loss import between
-from harness.compare.measure import TIMES, TimeName, measures
-from harness.compare.measure import judged as judged_alone
-from harness.compare.statistic import CONFIDENCE, PROCESS, Shift, holm, paired
+from harness.compare.measure import TIMES, TimeName, judged_together, measures
+from harness.compare.statistic import CONFIDENCE, PROCESS, TURNS, paired, turns_for
 from harness.compare.triage import libraries
-from harness.errors import HarnessError
+from harness.errors import HarnessError, count
 from harness.laws import judge
 from harness.record import Record
+from harness.report.comparison import interval
 
 LIBRARIES = "libraries"
 """The axis that stands for all versions of libraries, and what follows from them."""
@@ -39,9 +38,7 @@ class Job:
     """What is to be compared, and how long it may take."""
 
     experiments: tuple[str, ...]
-    """Paths, relative to `within`."""
-    within: Path = Path()
-    """The folder of the project in which pytest is to be started."""
+    """Paths, relative to the folder in which pytest is started."""
     options: tuple[str, ...] = ()
     """For pytest's collection: devices, a selection."""
     across: tuple[str, ...] = ()
@@ -56,28 +53,48 @@ class Job:
 def compare_sides(base: Side, new: Side, job: Job, told: Told = lambda text: None) -> Comparison:
     """Compare all cases that both sides have, one after the other, each in two processes of its own.
 
+    A case that cannot be compared is named in `refused`, and does not take the others with it.
+
     Raises:
-        HarnessError: a side cannot be run, there is no case, or cases are not alike (`NotComparable`).
+        HarnessError: a side cannot be run, there is no case, or none can be compared (`NotComparable`).
     """
+    found, chance = list[Pair | str | HarnessError](), random.Random(job.seed)
     with _start(base, job) as one, _start(new, job) as two:
-        names = [_collected(live) for live in (one, two)]
-        common = [name for name in names[0] if name in names[1]]
-        notes = [f"base is {base.name}, new is {new.name}"]
-        notes += [f"only in base: {name}" for name in names[0] if name not in common]
-        notes += [f"only in new: {name}" for name in names[1] if name not in common]
-        if not common:
-            raise HarnessError("no case is on both sides: " + ("; ".join(notes[1:]) or "pytest collects none"))
-        chance = random.Random(job.seed)
-        found = [_case(name, (one, two), job, len(common), chance, told) for name in common]
+        sides = one, two
+        common, notes = _common(sides)
+        for name in common:
+            try:
+                if found and isinstance(found[-1], SideFailed):
+                    _anew(sides)
+                found.append(_case(name, sides, job, len(common), chance, told))
+            except (SideFailed, NotComparable) as error:
+                found.append(error)
     pairs = tuple(each for each in found if isinstance(each, Pair))
     notes += [each for each in found if isinstance(each, str)]
+    errors = {name: each for name, each in zip(common, found, strict=True) if isinstance(each, HarnessError)}
     if not pairs:
-        raise HarnessError("no case can be compared: " + "; ".join(notes[1:]))
-    return Comparison(pairs, sides=(base.name, new.name), notes=tuple(notes))
+        raise next(iter(errors.values()), HarnessError("no case can be compared: " + "; ".join(notes)))
+    refused = tuple(f"not compared: {name}: {error}" for name, error in errors.items())
+    notes = [f"base is {base.name}, new is {new.name}", *notes]
+    return Comparison(pairs, sides=(base.name, new.name), notes=tuple(notes), refused=refused)
 
 
 def _start(side: Side, job: Job) -> Live:
-    return Live(side, [*job.options, *job.experiments], job.within)
+    return Live(side, [*job.options, *job.experiments])
+
+
+def _common(sides: tuple[Live, Live]) -> tuple[list[str], list[str]]:
+    """Names of the cases that both sides have, and a line for each other one.
+
+    Raises:
+        HarnessError: there is none, or a side cannot be run.
+    """
+    one, two = map(_collected, sides)
+    notes = [f"only in base: {name}" for name in one if name not in two]
+    notes += [f"only in new: {name}" for name in two if name not in one]
+    if common := [name for name in one if name in two]:
+        return common, notes
+    raise HarnessError("no case is on both sides: " + ("; ".join(notes) or "pytest collects none"))
 
 
 def _collected(live: Live) -> list[str]:
@@ -91,25 +108,35 @@ def _collected(live: Live) -> list[str]:
 def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: random.Random, told: Told) -> Pair | str:
     """A case of both sides; a sentence where it says nothing."""
     told(f"{name}: trained as declared")
-    one, two = (Record.from_json(live.ask(train=name)["record"]) for live in sides)
+    one, two = (_trained(live, name) for live in sides)
     for live, record in zip(sides, (one, two), strict=True):
         if record.outcome in LEFT_OUT:
             return f"left out: {name}: {live.side.name}: {record.outcome}: {record.reason}"
+    check_axes([axis for axis in job.across if axis != LIBRARIES], (one, two))
     refuse([(one, two)], _axes(job.across, one, two))
     pair = trained_pair(one, two)
-    if pair.fails or not one.finished:
-        return pair
-    judging, begun = Timed(pair, job, cases), list[_Timing]()
+    return pair if pair.fails or not one.finished else _in_turns(sides, Timed(pair, job, cases), chance, told)
+
+
+def _trained(live: Live, name: str) -> Record:
+    answer = live.ask(train=name)
+    live.side.check(answer["modules"])
+    return Record.from_json(answer["record"])
+
+
+def _in_turns(sides: tuple[Live, Live], judging: Timed, chance: random.Random, told: Told) -> Pair:
+    """The case with its times: looked at until it is clear, or the budget is spent."""
+    pair, budget, begun = judging.pair, judging.job.budget, list[_Timing]()
 
     def begin() -> tuple[_Timing, _Timing]:
         """Both in the processes that trained as declared, and after that in others."""
         if begun:
             _anew(sides)
-        begun[:] = [_Timing(live, name) for live in sides]
+        begun[:] = [_Timing(live, pair.case) for live in sides]
         return begun[0], begun[1]
 
-    for turns, spent in alternate(begin, job.budget, chance):
-        told(f"{name}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {job.budget:.0f} seconds")
+    for turns, spent in alternate(begin, budget, chance):
+        told(f"{pair.case}: {len(turns.pairs)} turns, {turns.seconds:.0f} of {budget:.0f} seconds")
         pair = judging.judged(turns, spent)
         if judging.decides(pair):
             break
@@ -141,7 +168,7 @@ def trained_pair(base: Record, new: Record) -> Pair:
         now = [verdict for verdict in judge(new) if verdict.outcome == "broken"]
         broken = tuple(f"{one.law}: {one.message}" for one in now if one.law not in before)
         evidence = tuple(f"broken on both sides: {one.law}" for one in now if one.law in before)
-        figures = tuple(one for one in measures((base,), (new,), MARGIN) if one.name not in TIMES)
+        figures = tuple(one for one in measures((base,), (new,)) if one.name not in TIMES)
     return Pair(new.name, (base,), (new,), figures, between((base,), (new,)), broken, evidence)
 
 
@@ -179,49 +206,46 @@ class Timed:
 
     def judged(self, turns: Turns, spent: float) -> Pair:
         """The pair with its times, each look being as careful as the share it may spend asks for."""
-        shifts = {name: _shift(turns, column, spent) for name, column in TIMES.items()}
-        if self.pair.base[0].settings.get("device") != "cpu":
-            shifts["processor time"] = None  # there it says nothing of the device
-        found = {name: shift for name, shift in shifts.items() if shift is not None}
-        adjusted = [min(1.0, self.cases * each) for each in holm([one.probability for one in found.values()])]
-        times = [self._measure(*each, turns) for each in zip(found, found.values(), adjusted, strict=True)]
-        itself = paired(turns.calibration())
-        if itself.probability <= 1 - CONFIDENCE:
-            why = "the base differs from itself in the same job: this machine's times are no measurement now"
-            times = [replace(one, outcome="undecided", reason=why) for one in times]
-        note = f"base against itself in the same job: {shown(itself)}; {_shown_turns(turns)}"
+        times, alike = self._times(turns, 1 - (1 - CONFIDENCE) * spent), turns.calibration()
+        steps = len(turns.steps(0, "seconds"))
+        note = f"{len(turns.pairs)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"
+        if len(alike) >= TURNS:
+            itself = paired(alike)
+            note = f"base against itself in the same job: {interval(itself)}; {note}"
+            if itself.probability <= 1 - CONFIDENCE:
+                why = "the base differs from itself in the same job: this machine's times are no measurement now"
+                times = [replace(one, outcome="undecided", reason=why) for one in times]
         return replace(self.pair, measures=(*times, *self.pair.measures), evidence=(*self.pair.evidence, note))
+
+    def _times(self, turns: Turns, confidence: float) -> list[Measure]:
+        """By each clock, judged together; fewer turns than the exact test needs say nothing, however alike they are."""
+        least, number = turns_for(1, confidence), len(turns.pairs)
+        if number < least:
+            why = f"{count(number, 'turn')} of each side, at least {least} are needed: a longer --budget"
+            return [Measure("step time", "undecided", reason=why)]
+        found = [one for name in TIMES if (one := self._time(name, turns, confidence)) is not None]
+        times = list(judged_together(found, self.job.margin, self.cases))
+        return [one if one.outcome != "undecided" else replace(one, reason=_advice(one)) for one in times]
 
     def decides(self, pair: Pair) -> bool:
         """No more turns are needed: another clock than the wall's may only say that something is slower."""
         wall = pair.measure("step time")
         return pair.speed == "slower" or (wall is not None and wall.outcome != "undecided")
 
-    def _measure(self, name: TimeName, found: Shift, probability: float, turns: Turns) -> Measure:
-        column = TIMES[name]
-        steps = self.pair.base[0].steps
-        work = median(steps.real_tokens) or median(steps.samples) or 1
-        base, new = (median(turns.steps(side, column)) / work for side in (0, 1))
-        measure = judged_alone(Measure(name, "undecided", base, new, found), probability, self.job.margin)
-        if measure.outcome != "undecided":
-            return measure
-        why = f"less than {found.smallest:.1%} would not have shown in {found.turns} turns"
-        return replace(measure, reason=f"{why}; a longer --budget shows less, but nothing below {LEAST:.1%}")
+    def _time(self, name: TimeName, turns: Turns, confidence: float) -> Measure | None:
+        """By one clock; none where it is too coarse, or says nothing of the device."""
+        column, base = TIMES[name], self.pair.base[0]
+        differences = turns.differences(column)
+        if differences is None or (name == "processor time" and base.settings.get("device") != "cpu"):
+            return None
+        work = median(base.steps.real_tokens) or median(base.steps.samples) or 1
+        one, two = (median(turns.steps(side, column)) / work for side in (0, 1))
+        between = PROCESS / math.sqrt(turns.processes(differences))
+        return Measure(name, "undecided", one, two, paired(differences, confidence=confidence, between=between))
 
 
-def _shift(turns: Turns, column: str, spent: float) -> Shift | None:
-    differences = turns.differences(column)
-    if differences is None:
-        return None
-    between = PROCESS / math.sqrt(turns.processes(column))
-    return paired(differences, confidence=1 - (1 - CONFIDENCE) * spent, between=between)
-
-
-def shown(found: Shift) -> str:
-    """``+5.2% (+3.1% to +7.4%)``."""
-    return f"{found.ratio - 1:+.1%} ({found.low - 1:+.1%} to {found.high - 1:+.1%})"
-
-
-def _shown_turns(turns: Turns) -> str:
-    steps = len(turns.steps(0, "seconds"))
-    return f"{len(turns.pairs)} turns of each side, {steps} steps, {turns.seconds:.0f} seconds"
+def _advice(measure: Measure) -> str:
+    """What the turns could not show, and how far more of them would help."""
+    assert measure.shift is not None
+    why = f"less than {measure.shift.smallest:.1%} would not have shown in {measure.shift.turns} turns"
+    return f"{why}; a longer --budget shows smaller ones, but none below {LEAST:.1%}"

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from harness.ab.stopping import end
 from harness.errors import HarnessError
 
 TAIL = 2_000
@@ -33,15 +34,38 @@ class Side:
     """The project, checked out."""
     python: Path
     """The interpreter whose libraries it uses."""
+    within: Path = Path()
+    """The folder of the project in which pytest is to be started."""
+    instead_of: Path | None = None
+    """The working tree of which it is another revision."""
 
     def environment(self) -> Mapping[str, str]:
         """The project's own packages come from its folder, also where another checkout of it is installed. What else
         is on the path of this process is not for another interpreter.
         """
-        own = [str(path) for path in (self.folder, self.folder / "src") if path.is_dir()]
+        roots = dict.fromkeys((self.folder / self.within, self.folder))
+        own = [str(path) for root in roots for path in (root, root / "src") if path.is_dir()]
         others = os.environ.get("PYTHONPATH", "") if self.python == Path(sys.executable) else ""
         kept = [path for path in others.split(os.pathsep) if path]
         return {**os.environ, "PYTHONPATH": os.pathsep.join([*own, *kept]), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def check(self, modules: Iterable[str]) -> None:
+        """The project's code is that of its revision: an installed checkout may have come first.
+
+        Args:
+            modules: files that were imported.
+
+        Raises:
+            HarnessError: one of them is of the working tree, and the revision has it, too.
+        """
+        if self.instead_of is None:
+            return
+        for path in map(Path, modules):
+            if path.is_relative_to(self.instead_of) and (self.folder / path.relative_to(self.instead_of)).exists():
+                raise HarnessError(
+                    f"{self.name}: {path} was imported, which is the working tree's and not the revision's: "
+                    "name its folder under `pythonpath` in pytest's configuration"
+                )
 
 
 class Live:
@@ -50,13 +74,11 @@ class Live:
     Args:
         side: what it runs.
         arguments: of `harness.ab.side`.
-        within: the folder it starts in, relative to the side's.
     """
 
-    def __init__(self, side: Side, arguments: Sequence[str], within: Path = Path()) -> None:
+    def __init__(self, side: Side, arguments: Sequence[str]) -> None:
         self.side = side
         self._command = [str(side.python), "-m", "harness.ab.side", *arguments]
-        self._folder = side.folder / within
         self._begin()
 
     def _begin(self) -> None:
@@ -64,7 +86,7 @@ class Live:
         try:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=self._folder,
+                cwd=self.side.folder / self.side.within,
                 env=self.side.environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -88,8 +110,7 @@ class Live:
         self._begin()
 
     def _end(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        end(self._process)
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
                 with suppress(BrokenPipeError):  # what it was asked and did not live to hear
@@ -115,19 +136,22 @@ class Live:
         Raises:
             SideFailed: nothing any more, or that it cannot go on.
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        try:
-            answer: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise self._died() from None
+        answer = self._answer()
         if "error" in answer:
             raise SideFailed(f"{self.side.name}: {answer['error']}\n{self._tail()}".rstrip())
         return answer
 
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            with suppress(ValueError):  # printed by what Python starts with, before any of our code
+                found = json.loads(line)
+                if isinstance(found, dict):
+                    return found
+        raise self._died()
+
     def _died(self) -> SideFailed:
-        self._process.kill()
-        status = self._process.wait()
+        status = end(self._process)
         return SideFailed(f"{self.side.name}: its process ended with status {status}\n{self._tail()}".rstrip())
 
     def _tail(self) -> str:

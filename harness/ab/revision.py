@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,8 @@ class Repository:
         try:
             return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
         except HarnessError:
-            raise HarnessError(f"{revision}: found no such revision, expected a commit, branch or tag") from None
+            why = f"{revision}: found no such revision, expected a commit, branch or tag{self._cut_off()}"
+            raise HarnessError(why) from None
 
     def between(self, good: str, bad: str) -> list[str]:
         """The commits after `good` up to `bad`, the oldest first, along first parents.
@@ -49,7 +51,8 @@ class Repository:
             found = self._git("rev-list", "--reverse", "--first-parent", f"{one}..{two}").split()
             if found:
                 return found
-        raise HarnessError(f"{bad}: found no commit after {good}, expected one that comes from it")
+        why = f"{bad}: found no commit after {good}, expected one that comes from it{self._cut_off()}"
+        raise HarnessError(why)
 
     def title(self, commit: str) -> str:
         """Short name and subject."""
@@ -67,27 +70,44 @@ class Repository:
             folder = Path(parent) / "project"
             try:
                 self._git("worktree", "add", "--detach", str(folder), commit)
-                yield Side(revision, folder, Path(sys.executable))
+                if not (folder / self.within).is_dir():
+                    raise HarnessError(f"{revision}: found no folder {self.within} in it")
+                yield Side(revision, folder, Path(sys.executable), self.within, instead_of=self.root)
             finally:
                 with suppress(HarnessError):
                     self._git("worktree", "remove", "--force", "--force", str(folder))
 
     def as_it_is(self) -> Side:
         """The working tree, with what is not committed."""
-        return Side("working tree", self.root, Path(sys.executable))
+        return Side("working tree", self.root, Path(sys.executable), self.within)
+
+    def _cut_off(self) -> str:
+        """What may be the reason that a revision is not there."""
+        shallow = self._git("rev-parse", "--is-shallow-repository") == "true"
+        return "; this clone is shallow: git fetch --unshallow, or in CI fetch-depth: 0" if shallow else ""
 
     def _git(self, *arguments: str) -> str:
+        """Run git, without the hooks that are for a person's own checkouts; also when this is stopped, to its end: what
+        is done halfway cannot be put away.
+        """
         try:
-            done = subprocess.run(
-                ["git", *arguments],
+            process = subprocess.Popen(
+                ["git", "-c", f"core.hooksPath={os.devnull}", *arguments],
                 cwd=self._folder,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                check=True,
-                start_new_session=True,  # a Ctrl-C must not stop the removal of a worktree halfway
+                errors="surrogateescape",
+                start_new_session=True,
             )
         except FileNotFoundError:
             raise HarnessError("git: not found, and revisions need it") from None
-        except subprocess.CalledProcessError as error:
-            raise HarnessError(f"git {arguments[0]}: {error.stderr.strip() or 'failed'}") from None
-        return done.stdout.strip()
+        with process:
+            try:
+                out, error = process.communicate()
+            except KeyboardInterrupt:
+                process.communicate()
+                raise
+        if process.returncode:
+            raise HarnessError(f"git {arguments[0]}: {error.strip() or 'failed'}")
+        return out.strip()

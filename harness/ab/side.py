@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     while True:
         request = channel.ask()
         if (name := request.get("train")) is not None:
-            channel.say(record=train(planned.cases[name], planned.root))
+            channel.say(record=train(planned.cases[name], planned.root), modules=imported())
         elif (name := request.get("time")) is not None:
             channel.say(ended=time(planned.cases[name], planned.root, channel))
 
@@ -123,7 +124,7 @@ def collect(arguments: Sequence[str]) -> Planned:
 
     planned = Planned()
     status = pytest.main(["--collect-only", "-q", *arguments], plugins=[planned])
-    if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and not planned.errors:
         raise HarnessError(f"pytest cannot collect {' '.join(arguments)}")
     return planned
 
@@ -139,6 +140,13 @@ def train(case: Case, root: Path) -> str:
         return engine.submit(replace(case, probes=frozenset(probes) - LEFT_OUT)).to_json()
     finally:
         engine.close()
+
+
+def imported() -> list[str]:
+    """The files of all modules that are imported, with links followed."""
+    modules = [each for each in list(sys.modules.values()) if isinstance(each, ModuleType)]
+    files = [vars(each).get("__file__") for each in modules]
+    return [os.path.realpath(file) for file in files if isinstance(file, str)]
 
 
 def time(case: Case, root: Path, channel: Channel) -> str:

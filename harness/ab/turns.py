@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -88,12 +88,11 @@ class Turns:
         found = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
         return found if len(found) == len(logs) else None
 
-    def processes(self, column: str) -> float:
-        """Of how many processes of a side, if all counted the same, the differences are the mean: one that had a quiet
-        time counts for more than one that had a busy one (Kish's effective size).
+    def processes(self, differences: Sequence[float]) -> float:
+        """Of how many processes of a side, if all counted the same, differences are the mean: one that had a quiet time
+        counts for more than one that had a busy one (Kish's effective size).
         """
-        found = self.differences(column) or []
-        parts = [found[begin:end] for begin, end in pairwise([*self.begun, len(found)]) if begin < end]
+        parts = [differences[begin:end] for begin, end in pairwise([*self.begun, len(differences)]) if begin < end]
         sizes = [(len(part), median(map(abs, part))) for part in parts]
         if not all(size for _, size in sizes):
             return float(len(parts) or 1)
@@ -121,7 +120,7 @@ def alternate(begin: Begin, budget: float, chance: random.Random) -> Iterator[tu
     turns = Turns()
     for process in range(1, PROCESSES + 1):
         sides = begin()
-        number = max(1, math.ceil(TURN / max(*map(warm_up, sides), 1e-6)))
+        number = max(1, math.ceil(TURN / max(warm_up(sides), 1e-6)))
         turns.begun.append(len(turns.pairs))
         while turns.seconds < budget * process / PROCESSES:
             _pair(turns, sides, number, chance)
@@ -129,14 +128,19 @@ def alternate(begin: Begin, budget: float, chance: random.Random) -> Iterator[tu
             yield turns, LOOKS[process]
 
 
-def warm_up(side: Stepping) -> float:
-    """Train the first steps; the seconds of a step after them (the median)."""
-    side.steps(WARM_UP)
+def warm_up(sides: Sequence[Stepping]) -> float:
+    """Train the first steps of both, as many of each also where one alone compiles.
+
+    Returns:
+        The seconds of a step after them: the median of the slower side.
+    """
+    for side in sides:
+        side.steps(WARM_UP)
     for _ in range(COMPILING // WARM_UP):
-        found = side.steps(WARM_UP)
-        if not any(found["compile_seconds"]):
+        found = [side.steps(WARM_UP) for side in sides]
+        if not any(any(each["compile_seconds"]) for each in found):
             break
-    return median(found["seconds"])
+    return max(median(each["seconds"]) for each in found)
 
 
 def _pair(turns: Turns, sides: tuple[Stepping, Stepping], number: int, chance: random.Random) -> None:
@@ -144,7 +148,7 @@ def _pair(turns: Turns, sides: tuple[Stepping, Stepping], number: int, chance: r
     done = {side: _turn(sides[side], number) for side in (first, 1 - first)}
     turns.pairs.append((done[0], done[1]))
     turns.seconds += math.fsum(second for turn in done.values() for second in turn.seconds)
-    if len(turns.pairs) % 2 == 0:
+    if (len(turns.pairs) - turns.begun[-1]) % 2 == 0:
         own = [base for base, _ in turns.pairs[-2:]]
         chance.shuffle(own)
         turns.alike.append((own[0], own[1]))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import product
@@ -18,8 +21,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.account import PHASES
-from harness.compare.comparison import Pair, compare
-from harness.compare.identity import hardware
+from harness.compare.comparison import LEFT_OUT, Pair, compare
+from harness.compare.identity import Key, differences, key
 from harness.compare.measure import MARGIN, Unit, timed
 from harness.compare.statistic import Run, noise
 from harness.errors import HarnessError
@@ -37,9 +40,6 @@ CLOCKS = ("seconds", "processor_seconds")
 UNITS: tuple[Unit, ...] = ("tokens", "step")
 """A run alone is held against itself, whose steps do not all do the same: of small models they take as long for any
 batch, of large ones as long for any token."""
-
-Key = tuple[str, str, str]
-"""Case, model of the device, processor."""
 
 
 class Figures(Part):
@@ -70,7 +70,7 @@ class Baseline(Part):
     @property
     def key(self) -> Key:
         """What it is the baseline of."""
-        return _key(self.records[0])
+        return key(self.records[0])
 
     @property
     def figures(self) -> Figures:
@@ -82,8 +82,8 @@ class Baseline(Part):
             reason=self.reason,
             commit=first.environment.commit,
             environment=first.environment,
-            tokens_per_second=speeds[0].tokens_per_second.median,
-            samples_per_second=speeds[0].samples_per_second.median,
+            tokens_per_second=speeds[0].tokens_per_second.median if speeds else math.nan,
+            samples_per_second=speeds[0].samples_per_second.median if speeds else math.nan,
             peak_bytes=first.memory.peak_bytes,
             last_loss=first.steps.losses[-1] if first.steps.losses else math.nan,
         )
@@ -94,10 +94,12 @@ class Baselines:
     """All lines of a baseline file."""
 
     lines: dict[Key, Baseline] = field(default_factory=dict)
+    written: dict[Key, str] = field(default_factory=dict, compare=False)
+    """What stands in the file for each that is not renewed: it stays, with fields that a later version knows."""
 
     def of(self, record: Record) -> Baseline | None:
         """The baseline of a record's case on its hardware."""
-        return self.lines.get(_key(record))
+        return self.lines.get(key(record))
 
     def elsewhere(self, record: Record) -> tuple[str, ...]:
         """Other devices that have a baseline of the case."""
@@ -105,7 +107,8 @@ class Baselines:
 
     def to_text(self) -> str:
         """A line each, sorted by case and hardware."""
-        return "".join(f"{self.lines[key].model_dump_json()}\n" for key in sorted(self.lines))
+        lines = (self.written.get(one) or self.lines[one].model_dump_json() for one in sorted(self.lines))
+        return "".join(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,56 @@ def read(path: Path) -> Baselines:
     """Read a baseline file.
 
     Raises:
-        HarnessError: it cannot be read, or a line is no baseline; says which.
+        HarnessError: it cannot be read, or a line is no baseline, or a second one of the same; says which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    found = [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    return Baselines({each.key: each for each in found})
+    found = Baselines()
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        baseline = _parse(path, number, line)
+        if (one := baseline.key) in found.lines:
+            raise HarnessError(f"{path}:{number}: a second baseline of {one[0]} on {one[1]}: keep one of the lines")
+        found.lines[one], found.written[one] = baseline, line
+    return found
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Others who renew baselines of that folder wait until the block is over: they would undo each other's work. Nobody
+    waits where the system has no lock for it.
+    """
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):  # Windows, some network drives
+            import fcntl
+
+            folder = os.open(path.resolve().parent, os.O_RDONLY)
+            held.callback(os.close, folder)  # and with it goes the lock
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+
+
+def write(path: Path, baselines: Baselines) -> None:
+    """Put a whole file in the place of the old one: whatever happens, one of the two is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    place = path.resolve()
+    whole = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with whole.open("w", encoding="utf-8") as file:
+            file.write(baselines.to_text())
+            file.flush()
+            os.fsync(file.fileno())
+        if place.exists():
+            shutil.copymode(place, whole)
+        whole.replace(place)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def accept(old: Baselines, records: Iterable[Record], reason: str, now: datetime | None = None) -> Accepted:
@@ -144,25 +189,28 @@ def accept(old: Baselines, records: Iterable[Record], reason: str, now: datetime
         reason: why these figures are right.
         now: when.
     """
-    records = tuple(record for record in records if record.outcome not in ("skipped", "interrupted"))
+    records = tuple(record for record in records if record.outcome not in LEFT_OUT)
     groups: dict[Key, list[Record]] = {}
     for record in records:
-        groups.setdefault(_key(record), []).append(record)
+        groups.setdefault(key(record), []).append(record)
     disagreeing = _disagreeing(records)
     lines, names, refused = dict(old.lines), [], []
-    for key, runs in groups.items():
-        if why := next(filter(None, map(_unfit, runs)), "") or disagreeing.get(key[0], "") or _noisy(runs):
-            refused.append(f"{key[0]}: {why}")
+    for (name, *_), runs in groups.items():
+        reasons = (*map(_unfit, runs), _unlike(runs), disagreeing.get(name, ""), _noisy(runs))
+        if why := next(filter(None, reasons), ""):
+            refused.append(f"{name}: {why}")
             continue
-        before = old.lines.get(key)
-        lines[key] = Baseline(
+        before = old.of(runs[0])
+        one = Baseline(
             accepted=now or datetime.now(UTC),
             reason=reason,
             records=tuple(map(_slim, runs)),
             before=(*before.before, before.figures) if before else (),
         )
-        names.append(key[0])
-    return Accepted(Baselines(lines), tuple(names), tuple(refused))
+        lines[one.key] = one
+        names.append(name)
+    written = {one: text for one, text in old.written.items() if lines[one] is old.lines[one]}
+    return Accepted(Baselines(lines, written), tuple(names), tuple(refused))
 
 
 def against(baseline: Baseline, record: Record, *, among: int = 1, margin: float = MARGIN) -> Pair:
@@ -179,11 +227,6 @@ def against(baseline: Baseline, record: Record, *, among: int = 1, margin: float
     """
     (pair,) = compare(baseline.records, [record], margin=margin, among=among).pairs
     return pair
-
-
-def _key(record: Record) -> Key:
-    device, processor = hardware(record.environment).values()
-    return record.name, device, processor
 
 
 def _parse(path: Path, number: int, line: str) -> Baseline:
@@ -218,6 +261,12 @@ def _unfit(record: Record) -> str:
             return f"{verdict.law} is {verdict.outcome}: {verdict.message}"
     speed = throughput(record)
     return f"its times are invalid: {speed.reason}" if isinstance(speed, NotMeasured) else ""
+
+
+def _unlike(runs: Sequence[Record]) -> str:
+    """In what runs of one case differ that would be kept together; empty where they are alike."""
+    found = [difference for run in runs[1:] for difference in differences(runs[0], run)]
+    return f"its runs are not alike: {found[0].field}: {found[0].base} and {found[0].new}" if found else ""
 
 
 def _disagreeing(records: Sequence[Record]) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from operator import attrgetter
 
-from harness.compare.identity import NotComparable, differences, hardware, place, value, waive
+from harness.compare.identity import NotComparable, differences, hardware, place, told_apart, value, waive
 from harness.compare.loss import Losses, between
-from harness.compare.measure import MARGIN, Measure, Outcome, judged, measures
-from harness.compare.statistic import holm
+from harness.compare.measure import MARGIN, Measure, Outcome, judged_together, measures
 from harness.record import Record
 
 LEFT_OUT = ("skipped", "interrupted")
@@ -21,6 +21,7 @@ class Pair:
     """One case on both sides."""
 
     case: str
+    """Its name, with the hardware where several of that name are compared."""
     base: tuple[Record, ...]
     new: tuple[Record, ...]
     measures: tuple[Measure, ...]
@@ -70,6 +71,8 @@ class Comparison:
     """How the sides are called: by their values on the axes, where there are any."""
     notes: tuple[str, ...] = ()
     """What was left out, and lines of files that could not be used."""
+    refused: tuple[str, ...] = ()
+    """Cases of which there is no verdict, and why."""
 
     @property
     def fails(self) -> bool:
@@ -108,7 +111,9 @@ def compare(
     refuse([(first[0], second[0]) for first, second in together], across)
     refuse([(runs[0], run) for pair in together for runs in pair for run in runs[1:]], ())
     names = tuple(value(runs[0], across) for runs in together[0]) if across else ("base", "new")
-    pairs = [_pair(first, second, margin) for first, second in together]
+    first = [runs[0] for _, runs in together]
+    titles = told_apart([record.name for record in first], first)
+    pairs = [_pair(title, *sides) for title, sides in zip(titles, together, strict=True)]
     return Comparison(_together(pairs, margin, among), tuple(across), (names[0], names[1]), tuple(notes))
 
 
@@ -168,20 +173,12 @@ def _same_names(
     return []
 
 
-def _pair(base: tuple[Record, ...], new: tuple[Record, ...], margin: float) -> Pair:
-    """The figures of a case, each judged alone."""
-    if not base[0].finished or not new[0].finished:
-        return Pair(new[0].name, base, new, (), between(base, new))
-    return Pair(new[0].name, base, new, measures(base, new, margin), between(base, new))
+def _pair(case: str, base: tuple[Record, ...], new: tuple[Record, ...]) -> Pair:
+    """The figures of a case, not judged yet; there are none of a run that did not finish."""
+    figures = measures(base, new) if base[0].finished and new[0].finished else ()
+    return Pair(case, base, new, figures, between(base, new))
 
 
 def _together(pairs: Sequence[Pair], margin: float, among: int) -> tuple[Pair, ...]:
-    """All figures of all cases judged together: no more false alarms among all than one alone would give."""
-    places = [(row, column) for row, pair in enumerate(pairs) for column, one in enumerate(pair.measures) if one.shift]
-    found = [pairs[row].measures[column].shift for row, column in places]
-    # Among comparisons that do not know each other each is as careful as the first of them would be (Bonferroni).
-    adjusted = [min(1.0, among * each) for each in holm([one.probability for one in found if one is not None])]
-    measures = [list(pair.measures) for pair in pairs]
-    for (row, column), probability in zip(places, adjusted, strict=True):
-        measures[row][column] = judged(measures[row][column], probability, margin, among * len(places))
-    return tuple(replace(pair, measures=tuple(each)) for pair, each in zip(pairs, measures, strict=True))
+    every = judged_together((one for pair in pairs for one in pair.measures), margin, among)
+    return tuple(replace(pair, measures=tuple(islice(every, len(pair.measures)))) for pair in pairs)

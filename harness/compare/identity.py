@@ -93,6 +93,23 @@ def hardware(environment: Environment) -> dict[str, str]:
     return {"device model": environment.device, "processor": environment.processor}
 
 
+Key = tuple[str, str, str]
+"""Case, model of the device, processor."""
+
+
+def key(record: Record) -> Key:
+    """What its figures are figures of."""
+    return record.name, record.environment.device, record.environment.processor
+
+
+def told_apart(names: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """Each name, with the hardware of its record where several have it."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({', '.join(dict.fromkeys(filter(None, key(record)[1:])))})"
+        for name, record in zip(names, records, strict=True)
+    ]
+
+
 def differences(base: Record, new: Record, across: Iterable[str] = ()) -> list[Difference]:
     """The fields that differ and are not asked about.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import median
 from typing import Literal
 
 from harness.account import queued_seconds
-from harness.compare.statistic import Run, Shift, shift, turns_for
+from harness.compare.statistic import Run, Shift, holm, shift, turns_for
 from harness.record import Record
 from harness.throughput import NotMeasured, throughput, timed_steps
 
@@ -69,14 +69,9 @@ class Measure:
     """It is counted, and the same in each run: any difference is one of the code."""
 
 
-def step_time(base: Sequence[Record], new: Sequence[Record], margin: float) -> Measure | None:
-    """By the clock on the wall; judged alone."""
-    return _time(base, new, "step time", margin)
-
-
-def measures(base: Sequence[Record], new: Sequence[Record], margin: float) -> tuple[Measure, ...]:
-    """Every figure that both sides have, each judged alone."""
-    times = (_time(base, new, name, margin) for name in TIMES)
+def measures(base: Sequence[Record], new: Sequence[Record]) -> tuple[Measure, ...]:
+    """Every figure that both sides have; of times there is no outcome until they are `judged_together`."""
+    times = (duration(base, new, name) for name in TIMES)
     found: Iterator[Measure | None] = chain(times, _memory(base, new), _others(base, new))
     return tuple(measure for measure in found if measure is not None)
 
@@ -132,6 +127,22 @@ def _utilisation(run: Record) -> float | None:
     return None if isinstance(speed, NotMeasured) else speed.utilisation
 
 
+def judged_together(found: Iterable[Measure], margin: float, among: int = 1) -> Iterator[Measure]:
+    """All of them with their outcomes: no more false alarms among all than one alone would give.
+
+    Args:
+        found: figures; those without a shift stay as they are.
+        margin: what is called equivalent.
+        among: how many comparisons are made that do not know each other: each is as careful as the first of them would
+            be (Bonferroni).
+    """
+    found = tuple(found)
+    known = [one.shift.probability for one in found if one.shift]
+    adjusted = iter(holm(known))
+    for one in found:
+        yield judged(one, min(1.0, among * next(adjusted)), margin, among * len(known)) if one.shift else one
+
+
 def judged(measure: Measure, probability: float, margin: float, together: int = 1) -> Measure:
     """The measure with its outcome, and where there is none what would bring one.
 
@@ -162,7 +173,8 @@ def _advice(found: Shift, margin: float, together: int) -> str:
     return f"{seen} in {found.turns} turns; about {max(needed, found.turns + 1)} would show {margin:.0%}"
 
 
-def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin: float) -> Measure | None:
+def duration(base: Sequence[Record], new: Sequence[Record], name: TimeName) -> Measure | None:
+    """What a step takes by one of the clocks; none where it was not read."""
     sides: list[list[Run]] = []
     for side in (base, new):
         runs = [timed(record, TIMES[name], among=(*base, *new)) for record in side]
@@ -175,9 +187,7 @@ def _time(base: Sequence[Record], new: Sequence[Record], name: TimeName, margin:
     one, two = (math.exp(median(median(run.logs) for run in side)) for side in sides)
     measure = Measure(name, "undecided", one, two)
     found = shift(sides[0], sides[1], alike=base[0].steps.digest == new[0].steps.digest)
-    if isinstance(found, str):
-        return replace(measure, reason=found)
-    return judged(replace(measure, shift=found), found.probability, margin)
+    return replace(measure, reason=found) if isinstance(found, str) else replace(measure, shift=found)
 
 
 def timed(record: Record, column: str, *, by: Unit = "tokens", among: Sequence[Record] = ()) -> Run | str | None:

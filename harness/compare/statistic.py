@@ -158,9 +158,9 @@ def noise(runs: Sequence[Run]) -> float:
     return _shift(0.0, *_within(2 * _drift(_blocks(runs, count)), 2 * _between(runs)), 1.0).smallest
 
 
-def turns_for(together: int) -> int:
+def turns_for(together: int, confidence: float = CONFIDENCE) -> int:
     """How many turns the exact test takes to be certain of one of several figures: at best it says 2 / 2**turns."""
-    return max(TURNS, math.ceil(math.log2(2 * max(together, 1) / (1 - CONFIDENCE))))
+    return max(TURNS, math.ceil(math.log2(2 * max(together, 1) / (1 - confidence))))
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

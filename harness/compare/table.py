@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from harness.compare.comparison import cases, left_out, refuse
-from harness.compare.identity import NotComparable, value
+from harness.compare.identity import NotComparable, told_apart, value
 from harness.compare.loss import LOSS_OUTCOMES, Losses, between
-from harness.compare.measure import MARGIN, Measure, judged, step_time
-from harness.compare.statistic import holm
+from harness.compare.measure import MARGIN, Measure, duration, judged_together
 from harness.record import Record
 from harness.throughput import Throughput, throughput
 
@@ -79,7 +78,7 @@ def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: fl
         refuse([(first[0], runs[0]) for runs in others], across)
         refuse([(runs[0], run) for runs in one.values() for run in runs[1:]], ())
     columns = tuple(dict.fromkeys(value for one in groups.values() for value in one))
-    rows = [_row(one, columns, margin) for one in groups.values()]
+    rows = [_row(title, one, columns) for title, one in zip(_titles(groups.values()), groups.values(), strict=True)]
     return Table(tuple(across), columns, _together(rows, margin), tuple(notes))
 
 
@@ -94,16 +93,16 @@ def _by_value(runs: Iterable[Record], across: Sequence[str]) -> Group:
     return {name: tuple(run for run in each if run.finished) or tuple(each) for name, each in found.items()}
 
 
-def _row(group: Group, columns: Sequence[str], margin: float) -> Row:
+def _row(title: str, group: Group, columns: Sequence[str]) -> Row:
     first = next(iter(group.values()))
     rates = {name: _rate(runs) for name, runs in group.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     best = max(known, key=lambda name: known[name][0]) if known else None
     cells = [
-        None if name not in group else _cell(group[name], first, rates[name], group[best] if best else None, margin)
+        None if name not in group else _cell(group[name], first, rates[name], group[best] if best else None)
         for name in columns
     ]
-    return Row(_title(list(group.values())), tuple(cells))
+    return Row(title, tuple(cells))
 
 
 def _cell(
@@ -111,14 +110,13 @@ def _cell(
     first: tuple[Record, ...],
     rate: tuple[float, float] | None,
     best: tuple[Record, ...] | None,
-    margin: float,
 ) -> Cell:
     peaks = [run.memory.peak_bytes for run in runs if run.memory.peak_bytes is not None]
     return Cell(
         tokens_per_second=rate[0] if rate else None,
         samples_per_second=rate[1] if rate else None,
         peak_bytes=round(median(peaks)) if peaks else None,
-        against_best=None if rate is None or best is None or runs is best else step_time(best, runs, margin),
+        against_best=None if rate is None or best is None or runs is best else duration(best, runs, "step time"),
         losses=None if runs is first else between(first, runs),
         runs=len(runs),
     )
@@ -133,27 +131,24 @@ def _rate(runs: Sequence[Record]) -> tuple[float, float] | None:
     return median(tokens for tokens, _ in rates), median(samples for _, samples in rates)
 
 
-def _title(group: Sequence[tuple[Record, ...]]) -> str:
+def _titles(groups: Iterable[Group]) -> list[str]:
+    firsts = [[runs[0] for runs in group.values()] for group in groups]
+    return told_apart(list(map(_title, firsts)), [first for first, *_ in firsts])
+
+
+def _title(runs: Sequence[Record]) -> str:
     """The experiment, and what the ids of all its cases have in common."""
-    first = group[0][0]
-    ids = [set(runs[0].case.split("-")) for runs in group]
+    first = runs[0]
+    ids = [set(run.case.split("-")) for run in runs]
     common = "-".join(part for part in first.case.split("-") if all(part in parts for parts in ids))
     return f"{first.experiment}::{common}" if common else first.experiment
 
 
 def _together(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
-    """All cells judged together: no more false alarms among all than one alone would give."""
-    shifts = [
-        cell.against_best.shift
-        for row in rows
-        for cell in row.cells
-        if cell and cell.against_best and cell.against_best.shift
-    ]
-    adjusted = iter(holm([shift.probability for shift in shifts]))
+    known = (cell.against_best for row in rows for cell in row.cells if cell and cell.against_best)
+    every = judged_together(known, margin)
 
     def judge(cell: Cell | None) -> Cell | None:
-        if cell is None or cell.against_best is None or cell.against_best.shift is None:
-            return cell
-        return replace(cell, against_best=judged(cell.against_best, next(adjusted), margin, len(shifts)))
+        return replace(cell, against_best=next(every)) if cell and cell.against_best else cell
 
     return tuple(replace(row, cells=tuple(map(judge, row.cells))) for row in rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.compare.comparison import Comparison, Pair, compare
-from harness.compare.identity import ALIASES, Difference, NotComparable
+from harness.compare.identity import ALIASES, Difference, NotComparable, key
 from harness.compare.measure import MARGIN
 from harness.record import Record
 
@@ -59,8 +59,8 @@ def triage(
     base, pinned, latest = tuple(baseline), tuple(control), tuple(canary)
     code = _leg("the control against the baseline", base, pinned, (), margin)
     environment = _leg("the canary against the control", pinned, latest, libraries((*pinned, *latest)), margin)
-    others = {pair.case: pair for pair in environment.pairs}
-    findings = [_finding(pair, others[pair.case]) for pair in code.pairs if pair.case in others]
+    others = {key(pair.base[0]): pair for pair in environment.pairs}
+    findings = [_finding(pair, others[key(pair.new[0])]) for pair in code.pairs if key(pair.new[0]) in others]
     if not findings:
         raise NotComparable([], "no case is in the baseline, the control and the canary")
     return Triage(tuple(findings), tuple(dict.fromkeys((*code.notes, *environment.notes))))

@@ -4,7 +4,7 @@ from harness.report.comparison import comparison_json, comparison_lines, compari
 from harness.report.laws import laws_markdown
 from harness.report.markdown import markdown
 from harness.report.mutation import mutation_markdown, mutation_text
-from harness.report.output import write
+from harness.report.output import page
 from harness.report.summary import Row, Summary, summarise
 from harness.report.terminal import terminal
 from harness.report.triage import triage_json, triage_markdown, triage_text
@@ -20,10 +20,10 @@ __all__ = [
     "markdown",
     "mutation_markdown",
     "mutation_text",
+    "page",
     "summarise",
     "terminal",
     "triage_json",
     "triage_markdown",
     "triage_text",
-    "write",
 ]

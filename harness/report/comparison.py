@@ -10,7 +10,8 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.compare import Cell, Comparison, Measure, NotComparable, Pair, Row, Table
-from harness.compare.statistic import CONFIDENCE
+from harness.compare.statistic import CONFIDENCE, Shift
+from harness.errors import count
 from harness.report.markdown import code, escape
 from harness.report.table import mebibytes, printable, short
 
@@ -29,7 +30,7 @@ def comparison_text(found: Found) -> str:
     headers, rows = _table(found)
     table = tabulate(rows, headers=headers, disable_numparse=True)
     details = ["\n  ".join(lines) for lines in _details(found)]
-    return printable("\n\n".join(part for part in [table, *details, "\n".join(found.notes), tally(found)] if part))
+    return printable("\n\n".join(part for part in [table, *details, "\n".join(_notes(found)), tally(found)] if part))
 
 
 def comparison_markdown(found: Found) -> str:
@@ -47,7 +48,7 @@ def comparison_markdown(found: Found) -> str:
         f"{tally(found)[:1].upper()}{escape(tally(found)[1:])}.",
         table,
         "\n".join(["## Behind it", "", *details]) if details else "",
-        "\n".join(["## Left out", "", *(f"- {escape(note)}" for note in found.notes)]) if found.notes else "",
+        "\n".join(["## Left out", "", *(f"- {escape(note)}" for note in _notes(found))]) if _notes(found) else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -62,7 +63,7 @@ def comparison_json(found: Found | NotComparable) -> str:
         said |= {"rows": [_row_json(row, found.columns) for row in found.rows], "notes": found.notes}
     else:
         said = {"verdict": _overall(found), "across": found.across, "sides": found.sides}
-        said |= {"cases": [pair_json(pair) for pair in found.pairs], "notes": found.notes}
+        said |= {"cases": [pair_json(pair) for pair in found.pairs], "notes": found.notes, "refused": found.refused}
     return json.dumps({"format": FORMAT, **said}, indent=2, allow_nan=False) + "\n"
 
 
@@ -70,15 +71,25 @@ def tally(found: Found) -> str:
     """``3 cases: 1 slower, 2 equivalent (intervals of 99.5 %)``."""
     rows: Sequence[Pair | Row] = found.pairs if isinstance(found, Comparison) else found.rows
     verdicts = Counter(row.verdict if isinstance(row, Pair) else row.agrees for row in rows)
+    verdicts.update(["not compared"] * len(_refused(found)))
     said = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     sides = f", {found.sides[0]} to {found.sides[1]}" if isinstance(found, Comparison) and found.across else ""
     across = f" across {', '.join(found.across)}{sides}" if found.across else ""
     what = "losses " if isinstance(found, Table) else ""
-    return f"{len(rows)} case{'s' * (len(rows) != 1)}{across}: {what}{said} (intervals of {CONFIDENCE:.1%})"
+    return f"{count(verdicts.total(), 'case')}{across}: {what}{said} (intervals of {CONFIDENCE:.1%})"
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    """What was left out, and why."""
+    return (*found.notes, *_refused(found))
+
+
+def _refused(found: Found) -> tuple[str, ...]:
+    return found.refused if isinstance(found, Comparison) else ()
 
 
 def _overall(found: Found) -> str:
-    return "regressed" if found.fails else "no regression"
+    return "regressed" if found.fails else "not compared" if _refused(found) else "no regression"
 
 
 # Cells
@@ -121,9 +132,7 @@ def _measure(measure: Measure | None) -> str:
     if measure is None:
         return "-"
     if measure.shift is not None:
-        found = measure.shift
-        interval = f"({_change(found.low)} to {_change(found.high)})"
-        return f"{_change(found.ratio)} {interval} {measure.outcome}"
+        return f"{interval(measure.shift)} {measure.outcome}"
     if measure.base and measure.new:
         return f"{_change(measure.new / measure.base)} {measure.outcome}"
     return measure.outcome
@@ -138,6 +147,11 @@ def _number(value: float | None, measure: Measure) -> str:
     if measure.name == "reserved memory":
         return mebibytes(value)
     return f"{value:.1%}" if measure.name == "MFU" else f"{value:.2f} s"
+
+
+def interval(found: Shift) -> str:
+    """``+5.2% (+3.1% to +7.4%)``."""
+    return f"{_change(found.ratio)} ({_change(found.low)} to {_change(found.high)})"
 
 
 def _change(ratio: float) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from harness.compare.identity import Key, key, told_apart
 from harness.record import Record
 from harness.throughput import NotMeasured, Rate, Throughput, throughput
 
@@ -46,19 +47,16 @@ class Export:
 
 def export(records: Iterable[Record]) -> Export:
     """The figures of records that finished. Several records of a case on one hardware are several runs of it."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    groups: dict[Key, list[Record]] = {}
     notes: list[str] = []
     for record in records:
         if record.finished:
-            key = (record.name, record.environment.device, record.environment.processor)
-            groups.setdefault(key, []).append(record)
+            groups.setdefault(key(record), []).append(record)
         else:
             notes.append(f"{record.name}: {record.outcome}: {record.reason}".rstrip(": "))
-    names = [name for name, *_ in groups]
     figures: list[Figure] = []
-    for (name, *where), runs in groups.items():
-        hardware = ", ".join(dict.fromkeys(filter(None, where)))
-        title = name if names.count(name) == 1 else f"{name} ({hardware})"
+    first = [runs[0] for runs in groups.values()]
+    for title, runs in zip(told_apart([one.name for one in first], first), groups.values(), strict=True):
         found, missing = _of_case(title, runs)
         figures += found
         notes += [f"{title}: {why}" for why in missing]
