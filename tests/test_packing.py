@@ -1,22 +1,42 @@
-"""Packing: an encoder that computes real tokens alone trains as it does on padded batches."""
+"""Packing: a model that computes real tokens alone trains as it does on padded batches."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from trial import attempt, case, train
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trial import SEQUENCES, attempt, case, train
 
 from harness.laws import judge
+from harness.laws.law import Verdict
+from harness.plan import Case
+from harness.record import Record
 from harness.training import packing
+from harness.training.checkpoint import Shelf
+from harness.training.faults.way import packed_sequences_see_each_other
 from harness.training.loops import LOOPS
+from harness.training.run import run
 
 SAID = {"steps": 4, "batch_size": 3, "learning_rate": 5e-3}
 QUIET = {"config": {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
 
 
-@pytest.mark.parametrize("kind", packing.MODELS)
-def test_models_can_be_packed(kind: str) -> None:
+TINY = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXTS = {"task": "causal-lm", "data": {"rows": [{"text": text} for text in SEQUENCES]}}
+
+
+def law_of(found: Record) -> Verdict:
+    """What the law says."""
+    (verdict,) = (one for one in judge(found) if one.law == "packing_changes_nothing")
+    return verdict
+
+
+@pytest.mark.parametrize("kind", packing.ENCODERS)
+def test_encoders_can_be_packed(kind: str) -> None:
     """Each of the types that packing is said to work for keeps its law."""
     found = train(case({"architecture": kind, "size": "tiny"}, train={**SAID, "packing": True}, probes=["packing"]))
     assert found.checkpoint is not None
@@ -24,8 +44,33 @@ def test_models_can_be_packed(kind: str) -> None:
         "sdpa_packed",
         "train.packing declares it",
     )
-    (verdict,) = (one for one in judge(found) if one.law == "packing_changes_nothing")
-    assert verdict.outcome == "held", verdict.message
+    assert law_of(found).outcome == "held", law_of(found).message
+
+
+@pytest.mark.parametrize("kind", packing.DECODERS)
+def test_decoders_can_be_packed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each keeps the law as well, and its attention does go from sequence to sequence."""
+    seen, right = [], packing.attend
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs.get("lengths", ()))
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(packing, "attend", attend)
+    checkpoint = {"architecture": kind, "size": "tiny"}
+    found = train(case(checkpoint, **TEXTS, train={**SAID, "steps": 1, "packing": True}, probes=["packing"]))
+    assert len(seen[0]) == SAID["batch_size"]
+    assert law_of(found).outcome == "held", law_of(found).message
+
+
+def decoder(loop: str = "custom", **said: Any) -> Case:
+    """A decoder without dropout, whose head reads the last token of each text."""
+    checkpoint = {
+        "architecture": "gpt2",
+        "size": "tiny",
+        "config": {"embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0},
+    }
+    return case(checkpoint, train={**SAID, "loop": loop, **said}, probes=["packing"])
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -36,9 +81,46 @@ def test_packed_loops_train_the_same(loop: str) -> None:
     assert packed.steps.loss == pytest.approx(padded.steps.loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_packed_decoders_train_the_same_in_every_loop(loop: str) -> None:
+    """Their heads read each text's last token, layers are computed again, and yet losses are equal to rounding."""
+    packed, padded = (train(decoder(loop, packing=on, gradient_checkpointing=True)) for on in (True, False))
+    assert packed.steps.loss == pytest.approx(padded.steps.loss, abs=1e-5)
+
+
+def test_decoders_that_see_their_neighbours_are_caught() -> None:
+    """A text that reads on from the one before it in the row is the law's business."""
+    one = decoder(packing=True)
+    found = run(one, shelf=Shelf(), root=one.path.parent, fault=packed_sequences_see_each_other)
+    assert law_of(found).outcome == "broken"
+
+
+def test_places_are_those_of_the_padded_row() -> None:
+    """Whichever side is padded, and where a row is nothing but padding, logits are those of the padded model."""
+    torch.manual_seed(0)
+    padded, ids = LlamaForCausalLM(LlamaConfig(**TINY)).eval(), torch.randint(1, 50, (4, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    packed = copy.deepcopy(padded)
+    packing.use(packed)
+    own, plain = (model(ids, attention_mask=mask).logits for model in (packed, padded))
+    torch.testing.assert_close(own[mask.bool()], plain[mask.bool()])
+    assert not own[~mask.bool()].any()
+
+
+@pytest.mark.parametrize("said", [{"use_cache": True}, {"logits_to_keep": 1}])
+def test_what_generates_is_not_packed_wrongly(said: dict[str, Any]) -> None:
+    """No cache of a row is handed out; a head that is to see some places alone sees them."""
+    model = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+    packing.use(model)
+    ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    output = model(ids, attention_mask=mask, **said)
+    assert output.past_key_values is None
+    assert output.logits.shape[:2] == (2, said.get("logits_to_keep", 4))
+
+
 @pytest.mark.parametrize(
     ("architecture", "reason"),
-    [("gpt2", "no packing in GPT2ForSequenceClassification: only in encoders of bert"), ("fnet", "no packing in FNet")],
+    [("opt", "no packing in OPTForSequenceClassification: only in encoders of bert"), ("fnet", "no packing in FNet")],
 )
 def test_what_cannot_be_packed_is_skipped_or_padded(architecture: str, reason: str) -> None:
     """A skip where packing is asked for; where it may be chosen, the reason why it is not."""
@@ -67,8 +149,7 @@ def test_auto_packs_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds:
     assert found.checkpoint.attention == ("sdpa_packed" if packs else "sdpa")
     says = f"train.packing is auto: 2 batches forth and back in {seconds:g} s packed, 1 s padded (median of 5 turns)"
     assert found.checkpoint.attention_reason == says
-    (verdict,) = (one for one in judge(found) if one.law == "packing_changes_nothing")
-    assert verdict.outcome == ("held" if packs else "not applicable")
+    assert law_of(found).outcome == ("held" if packs else "not applicable")
 
 
 def test_measuring_changes_nothing() -> None:

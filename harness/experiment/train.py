@@ -177,8 +177,8 @@ class Train(Declared):
     )
     packing: _OrAuto = Field(
         default=False,
-        description="Whether the layers of an encoder compute real tokens alone, the sequences of a batch in one row, "
-        "each of which attends to itself; auto: if a short measurement before training finds that faster.",
+        description="Whether a model's layers compute real tokens alone, the sequences of a batch in one row, each of "
+        "which attends to itself; auto: if a short measurement before training finds that faster.",
     )
     keep_memory: _OrAuto = Field(
         default=False,

@@ -1,8 +1,9 @@
-"""Packing: an encoder's layers compute the real tokens of a batch alone, all its sequences in one row.
+"""Packing: a model's layers compute the real tokens of a batch alone, all its sequences in one row.
 
 Batches reach the model padded, as ever, and the head gets what it would get; between the two, padding is left out of
 every matrix product, and attention goes from sequence to sequence (as in "padding-free training" of transformers' and
-TRL's guides, which is for decoders on CUDA devices).
+TRL's guides, which is for decoders on CUDA devices). Where the head is a product with the whole vocabulary, padding is
+left out of it, too.
 """
 
 from __future__ import annotations
@@ -26,8 +27,30 @@ from harness.training.devices import Device
 
 PACKED = "sdpa_packed"
 """The implementation of attention that a packed model uses; in any other one it computes padded batches."""
-MODELS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+ENCODERS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Types of models whose layers know of a token's place by what the embeddings say alone."""
+DECODERS = (
+    "gemma",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+)
+"""Types of models whose tokens take the places that they are told, and meet in attention alone: in those of 5.23, as
+`packing_changes_nothing` says of each."""
+_BY_TOKEN = ("hidden_states", "inputs_embeds", "token_type_ids", "position_ids")
+"""What a stack of layers may get that is of rows x places, or rows x places x width."""
 
 
 def require(model: Any, device: Device) -> None:
@@ -36,9 +59,13 @@ def require(model: Any, device: Device) -> None:
     Raises:
         Unavailable: it cannot; says why.
     """
-    kind = model.config.model_type
-    if kind not in MODELS or getattr(model.config, "is_decoder", False):
-        raise Unavailable(f"no packing in {type(model).__name__}: only in encoders of {', '.join(MODELS)}")
+    kind, name = model.config.model_type, type(model).__name__
+    if kind not in (*ENCODERS, *DECODERS) or (kind in ENCODERS and getattr(model.config, "is_decoder", False)):
+        raise Unavailable(
+            f"no packing in {name}: only in encoders of {', '.join(ENCODERS)} and decoders of {', '.join(DECODERS)}"
+        )
+    if getattr(model.config, "output_router_logits", False):
+        raise Unavailable(f"no packing in {name} with output_router_logits: its loss counts experts by padded rows")
     if device.torch.type != "cpu":
         raise Unavailable(f"no packing on {device.name}: attention, sequence by sequence, would be many small kernels")
 
@@ -48,16 +75,21 @@ def use(model: Any) -> None:
     AttentionInterface.register(PACKED, attend)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
     model.set_attn_implementation(PACKED)
-    encoder, row = _encoder(model), _Row(model.config)
-    encoder.register_forward_pre_hook(row.pack, with_kwargs=True)
-    encoder.register_forward_hook(row.unpack)
+    layers, row = _layers(model), _Row(model.config)
+    layers.register_forward_pre_hook(row.pack, with_kwargs=True)
+    layers.register_forward_hook(row.unpack)
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(row.pack_head)
+        head.register_forward_hook(row.unpack_head)
 
 
-def _encoder(model: Any) -> Any:
-    """The stack of layers: what takes hidden states, a mask, and anything that is for attention."""
+def _layers(model: Any) -> Any:
+    """The stack of layers: of an encoder what takes hidden states, of a decoder what takes tokens and their places."""
+    decodes = model.config.model_type in DECODERS
+    takes = {"attention_mask", "kwargs"} | ({"input_ids", "position_ids"} if decodes else {"hidden_states"})
     for module in model.modules():
-        parameters = inspect.signature(module.forward).parameters
-        if {"hidden_states", "attention_mask", "kwargs"} <= parameters.keys() and hasattr(module, "layer"):
+        stacked = any(isinstance(child, torch.nn.ModuleList) for child in module.children())
+        if stacked and takes <= inspect.signature(module.forward).parameters.keys():
             return module
     raise Unavailable(f"no packing in {type(model).__name__}: it has no stack of layers")
 
@@ -68,12 +100,10 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
     lengths: Sequence[int] = (),
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention within each sequence of a row.
+    """Attention within each sequence of a row; in a decoder's layers, to what comes before.
 
     Args:
         module: the layer.
@@ -81,54 +111,78 @@ def attend(
         key: likewise.
         value: likewise.
         attention_mask: of a batch that is not packed.
-        dropout: probability.
-        scaling: of the scores.
         lengths: tokens of each sequence in the row, one after the other.
         kwargs: for the implementation of transformers.
     """
     if not lengths:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     sequences = zip(*(each.split(list(lengths), dim=2) for each in (query, key, value)), strict=True)
-    attended = [
-        torch.nn.functional.scaled_dot_product_attention(*each, dropout_p=dropout, scale=scaling) for each in sequences
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    attended = [sdpa_attention_forward(module, *each, None, **kwargs)[0] for each in sequences]
+    return torch.cat(attended, dim=1), None
 
 
 class _Row:
-    """Takes the padding out of what an encoder gets, and puts it back into what it gives."""
+    """Takes the padding out of what layers get, and puts it back into what they give."""
 
     def __init__(self, config: Any) -> None:
         self._config = config
         self._real: torch.Tensor | None = None
-        """Places of real tokens in the flattened batch; none where there is no padding."""
+        """Places of real tokens in the flattened batch; none where a batch is not packed."""
         self._shape: torch.Size = torch.Size()
+        """Rows x places of the batch."""
 
-    def pack(self, encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Hidden states of rows x places x width become those of 1 x real tokens x width."""
-        said = inspect.signature(encoder.forward).bind(*args, **kwargs).arguments
-        states, mask = said["hidden_states"], said.get("attention_mask")
-        self._real = None
-        if mask is None or self._config._attn_implementation != PACKED:
-            return args, kwargs
-        seen = mask[:, 0, 0]  # rows x places: every query sees the same
-        self._real, self._shape = seen.flatten().nonzero().squeeze(1), states.shape
-        lengths = [length for length in seen.sum(dim=1).tolist() if length]
-        row = states.flatten(0, 1).index_select(0, self._real)[None]
+    def pack(self, layers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What is of rows x places becomes of 1 x real tokens; each keeps the place that it has in its padded row."""
+        said = inspect.signature(layers.forward).bind(*args, **kwargs).arguments
         others = said.pop("kwargs", {})
-        return (), {**said, **others, "hidden_states": row, "attention_mask": None, "lengths": lengths}
+        seen = self._seen(said)
+        self._real = None
+        if seen is None:
+            return args, kwargs
+        self._real, self._shape = seen.flatten().nonzero().squeeze(1), seen.shape
+        if "hidden_states" not in said:
+            if said.get("inputs_embeds") is None:
+                said["inputs_embeds"] = layers.get_input_embeddings()(said.pop("input_ids"))
+            if said.get("position_ids") is None:
+                said["position_ids"] = torch.arange(seen.shape[1], device=seen.device)
+            said["position_ids"] = said["position_ids"].expand(seen.shape)
+            said["use_cache"] = False  # of a row nobody can go on
+        row = {name: self._taken(said[name])[None] for name in _BY_TOKEN if said.get(name) is not None}
+        lengths = [length for length in seen.sum(dim=1).tolist() if length]
+        return (), {**said, **others, **row, "attention_mask": None, "lengths": lengths}
 
-    def unpack(self, encoder: Any, args: Any, output: Any) -> Any:
+    def unpack(self, layers: Any, args: Any, output: Any) -> Any:
         """And back; padding gets zeros."""
-        if self._real is None:
-            return output
-        row = output.last_hidden_state[0]
-        padded = row.new_zeros(self._shape[0] * self._shape[1], row.shape[-1]).index_copy(0, self._real, row)
-        output.last_hidden_state = padded.view(*self._shape[:2], -1)
+        if self._real is not None:
+            output.last_hidden_state = self._put_back(output.last_hidden_state[0])
         return output
+
+    def pack_head(self, head: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hidden states of rows x places x width become those of real tokens x width."""
+        whole = self._real is not None and args[0].shape[:2] == self._shape  # and not only what is to be kept of it
+        return (self._taken(args[0]),) if whole else args
+
+    def unpack_head(self, head: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        """And their logits those of rows x places x vocabulary; padding gets zeros."""
+        return self._put_back(output) if output.dim() == 2 else output
+
+    def _seen(self, said: dict[str, Any]) -> torch.Tensor | None:
+        """Rows x places: which are of real tokens; none where the batch is to be computed as it is."""
+        mask = said.get("attention_mask")
+        if mask is None or self._config._attn_implementation != PACKED or said.get("past_key_values") is not None:
+            return None
+        seen: torch.Tensor = (mask[:, 0, 0] if mask.dim() == 4 else mask).bool()  # every query of an encoder sees it
+        window = getattr(self._config, "sliding_window", None)
+        if seen.all() or (window is not None and seen.shape[1] > window):
+            return None
+        return seen
+
+    def _taken(self, padded: torch.Tensor) -> torch.Tensor:
+        return padded.flatten(0, 1).index_select(0, self._real)
+
+    def _put_back(self, row: torch.Tensor) -> torch.Tensor:
+        padded = row.new_zeros(self._shape.numel(), row.shape[-1]).index_copy(0, self._real, row)
+        return padded.view(*self._shape, -1)
 
 
 def settle(
