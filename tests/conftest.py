@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,26 @@ def libraries_are_no_garbage() -> None:
     """What is imported by now is no garbage: each Trainer looks for some when it is done, for longer than it trains."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models as small as those of the tests are slower on two threads than on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def in_this_process() -> Iterator[None]:
+    """No other process is started, which would take longer than a training, unless a test wants one."""
+    from trial import at_once
+
+    with at_once():
+        yield
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """Low-rank adapters in real trainings: every task, the names in the record, and what is refused."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from records import record
 from transformers import BertModel
-from trial import at_once, attempt, case, save, train
+from trial import attempt, case, save, train
 
 from harness import experiment
 from harness.laws import LAWS, judge
@@ -19,6 +17,8 @@ from harness.training.checkpoint import Shelf, load
 from harness.training.fault import Fault
 from harness.training.faults import adapter, saving
 from harness.training.run import run
+
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 PROBES = frozenset(probe for law in LAWS if not law.slow for probe in law.probes) - {"exploration"}
 TEXTS = [{"text": text} for text in ("the soup was warm", "bread", "we waited an hour for the soup", "it was cold")]
@@ -41,16 +41,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 MASKED = ({}, {"mask_probability": 0.5})
 """Of so few tokens, else none may be drawn."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """One thread, and no other process unless a test wants one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with at_once():
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,17 @@
 """What an experiment may choose of a training: every loop does it, keeps every law, and agrees with the others."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from records import record as by_hand
 from trial import attempt, case
 
 from harness.laws import LAWS, judge, judge_together
 from harness.record import Record
 from harness.training.checkpoint import Shelf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOOPS = ("custom", "trainer", "accelerate")
 CLASSES = {
@@ -103,15 +103,6 @@ ACCUMULATED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 RAW = {"classes": CLASSES, "words": WORDS}
 """Tasks whose micro-batches the Trainer adds up, unless it gets a `compute_loss_func`."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -361,7 +361,9 @@ def test_report_of_nothing_fails(project: Project, run: Harness, arguments: list
 
 
 @pytest.mark.parametrize("command", ["schema", "report"])
-def test_an_output_that_cannot_be_written_is_named(run: Harness, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_written_is_named(
+    run: Harness, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is bad usage, with the path, before anything is done."""
     with pytest.raises(SystemExit) as caught:
         run(command, "--output", "no/such/folder/out")

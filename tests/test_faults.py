@@ -1,6 +1,6 @@
 """Real faults in real trainings: each is seeded where such a bug would be, and turns exactly the right items red."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trial import SEQUENCES, at_once, save
+from trial import SEQUENCES, save
 
 from harness.laws import LAWS
 
@@ -26,6 +26,8 @@ from harness.laws import LAWS
 from harness.training import checkpoint, data, devices, run, tokenizer, trainer, workload  # noqa: F401
 from harness.training.devices import Device
 from harness.training.faults.seam import encoded
+
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 Patch = pytest.MonkeyPatch
 Red = dict[str, str]
@@ -179,16 +181,6 @@ STEPPED = 14
 """Steps of a case of 12: what a step does is counted in two more."""
 QUICKLY = ("-p", "no:benchmark", "-p", "no:hypothesispytest")
 """The one describes the machine and the other is imported in every run: both take longer than the trainings."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Train on one thread, which is quicker for models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with at_once():
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """Real faults of what an experiment chooses, made in tiny trainings: each is led by exactly the law that is its own."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from test_choices import CLASSES, LOOPS, PROBES, TEXT, TINY
 from trial import case, train
 
@@ -14,6 +12,8 @@ from harness.record import Record
 from harness.training.checkpoint import Shelf
 from harness.training.faults.choice import FAULTS
 from harness.training.run import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ACCUMULATED: dict[str, Any] = {**TINY, "gradient_accumulation": 2, "max_grad_norm": 1.0}
 SMOOTHED: dict[str, Any] = {**ACCUMULATED, "label_smoothing": 0.2, "schedule": "linear", "steps": 6}
@@ -53,15 +53,6 @@ LED_BY: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 IN_FP16 = ("clipped_while_scaled", "loss_not_scaled", "stepped_past_the_scaler")
 BY_NAME = {fault.name: fault for fault in FAULTS}
 MADE = [(name, loop) for name in LED_BY for loop in LOOPS if loop in BY_NAME[name].loops]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Right set-ups of other kinds than those that are shipped: no law may be broken, but where it is truly so."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ from transformers import (
     XLNetConfig,
     XLNetLMHeadModel,
 )
-from trial import at_once, case, train
+from trial import case, train
 
 from harness.laws import LAWS, judge
 from harness.record import Record
+
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 TEXTS = (
     "The soup was warm.",
@@ -45,16 +46,6 @@ SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 PLACES = {"max_position_embeddings": 64}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 PROBES = sorted({probe for law in LAWS if law.axis is None and not law.slow for probe in law.probes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Train on one thread, and probe in this process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with at_once():
-        yield
-    torch.set_num_threads(before)
 
 
 def cased_wordpiece() -> PreTrainedTokenizerFast:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hub import Answer, Hub, serving
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
@@ -22,16 +21,9 @@ from harness.experiment import parse_checkpoint
 from harness.record import Record
 from harness.store import read
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAME = "acme/tiny-bert"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Going on from a checkpoint, in each loop: every part of the state, and what is refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from records import AT, PROBES, RESUMED, record
 from test_laws import Judged, check, each
-from trial import at_once, case, settings, train
+from trial import case, settings, train
 
 from harness.errors import CheckpointError
 from harness.laws import judge
@@ -25,6 +24,8 @@ from harness.training.faults.resume import FAULTS
 from harness.training.resume import Keeping
 from harness.training.run import run
 
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
+
 LOOPS = ("custom", "trainer", "accelerate")
 STEPS = {"steps": 8, "batch_size": 2, "learning_rate": 1e-2, "schedule": "linear", "warmup_steps": 2}
 TEXTS = (
@@ -32,16 +33,6 @@ TEXTS = (
     "we waited an hour for the soup and the bread",
     "it was cold and warm again",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """One thread, and no other process unless a test wants one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with at_once():
-        yield
-    torch.set_num_threads(before)
 
 
 def verdict(found: Record) -> Verdict:

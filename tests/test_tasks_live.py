@@ -1,6 +1,5 @@
 """Real trainings of each task: both loops alike, every law kept, and each real mistake caught by the law it breaks."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from harness.training.faults.seam import on_loss
 from harness.training.faults.token import FAULTS
 from harness.training.mutate import runner
 from harness.training.run import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOOPS = ("custom", "trainer")
 WORDS = [
@@ -110,15 +111,6 @@ def said(name: str, **train: Any) -> Case:
     """The small case of a task."""
     settings = {"steps": 12, "batch_size": 3, "learning_rate": 5e-3, **SAID[name].get("train", {}), **train}
     return case(**{**SAID[name], "train": settings}, file=f"{name}.yaml")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def probed(one: Case, slow: bool = False) -> Case:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
@@ -28,16 +28,9 @@ from harness.training.timing import StepClock
 from harness.training.watch import Watch
 from harness.training.workload import Workload
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOOPS = ("custom", "trainer", "accelerate")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def each(**said: Any) -> tuple[Record, Record, Record]:
