@@ -421,10 +421,11 @@ class Chosen:
 
 def choose(stage: Stage, precision: str = "fp32") -> Chosen:
     """Measure it."""
-    settings = stage.settings(precision, packing="auto", keep_memory="auto")
+    settings = stage.settings(precision, packing="auto", compile="auto", keep_memory="auto")
     work = workload.prepare(stage.loaded, settings, stage.device)
-    train = {"packing": work.train.packing, "keep_memory": work.train.keep_memory}
-    return Chosen(train, [f"{precision}: {reason}" for reason in (work.attention_reason, work.memory_reason)])
+    train = {name: getattr(work.train, name) for name in ("packing", "compile", "keep_memory")}
+    reasons = (work.attention_reason, work.compile_reason, work.memory_reason)
+    return Chosen(train, [f"{precision}: {reason}" for reason in reasons])
 
 
 def peers(stage: Stage, chosen: Mapping[str, Chosen]) -> dict[str, Callable[[], Trained]]:

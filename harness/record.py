@@ -409,14 +409,17 @@ class Modes(Part):
 class Compilation(Part):
     """What `torch.compile` did in the training."""
 
-    backend: str
+    backend: str = ""
+    """Empty where it was chosen not to compile."""
     mode: str = ""
-    graphs: int
+    graphs: int = 0
     """Graphs that were compiled: one if nothing broke it, more where shapes changed."""
     breaks: dict[str, int] = Field(default_factory=dict)
     """Why a graph was broken, and how often."""
     eager_passes: int = 0
     """Forward passes whose result came out of no compiled graph."""
+    reason: str = ""
+    """Why it was chosen to compile, or not; empty where it was declared."""
 
 
 class Flops(Part):

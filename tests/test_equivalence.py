@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from transformers import DistilBertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trial import attempt, train
 from trial import case as trial
 
@@ -20,12 +22,13 @@ from harness.plan import Case
 from harness.record import Record
 from harness.throughput import Throughput, throughput, timed_steps
 from harness.training import compilation, devices
-from harness.training.checkpoint import Shelf
+from harness.training.checkpoint import Shelf, load
 from harness.training.fault import Fault
 from harness.training.faults.way import FAULTS
 from harness.training.loops import LOOPS
 from harness.training.mutate import runner
 from harness.training.run import run
+from harness.training.workload import Workload, prepare
 
 # What may be declared
 
@@ -33,9 +36,9 @@ from harness.training.run import run
 WRONG = {
     "attention: flash_attention_2": "'flash_attention_2' with precision fp32, expected bf16, fp16 or bf16-pure as",
     "attention: flash": "5: train.attention: found 'flash', expected 'eager', 'sdpa', 'flash_attention_2' or",
-    "compile: fast": "5: train.compile: found 'fast', expected true, false, reduce-overhead, max-autotune, ",
+    "compile: fast": "5: train.compile: found 'fast', expected true, false, auto, reduce-overhead, max-autotune, ",
     "compile: max-autotun": "aot_eager; did you mean 'max-autotune'?",
-    "compile: {mode: default}": "5: train.compile: found a mapping, expected true, false, reduce-overhead",
+    "compile: {mode: default}": "5: train.compile: found a mapping, expected true, false, auto, reduce-overhead",
     "packing: true\n  compile: true": "train.packing: found true beside compile, expected false: each batch",
     "packing: auto\n  attention: eager": "train.attention: found 'eager', expected sdpa or nothing beside packing",
     "packing: atuo": "5: train.packing: found 'atuo', expected true, false or auto; did you mean 'auto'?",
@@ -87,12 +90,12 @@ def test_what_a_model_lacks_is_skipped(architecture: str, said: dict[str, Any], 
     assert (found.outcome, found.reason[: len(reason)]) == ("skipped", reason)
 
 
-def test_inductor_without_a_compiler_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_without_a_compiler_is_skipped() -> None:
     """The reason names what is missing, and what needs none."""
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(Unavailable, match=r"no C[+][+] compiler, .*; train.compile: aot_eager needs none"):
-        compilation.require(True, devices.find("cpu"))
-    compilation.require("aot_eager", devices.find("cpu"))
+    with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)):
+        with pytest.raises(Unavailable, match=r"no C[+][+] compiler, .*; train.compile: aot_eager needs none"):
+            compilation.require(True, devices.find("cpu"))
+        compilation.require("aot_eager", devices.find("cpu"))
 
 
 def test_attention_in_use_stands_in_the_record_with_its_reason() -> None:
@@ -238,3 +241,84 @@ def test_faults_of_a_way_need_it() -> None:
         "kernel_ignores_the_mask",
         "kernel_divides_by_an_empty_sum",
     }
+
+
+# Chosen by a measurement
+
+
+@pytest.mark.parametrize(
+    ("uncompiled", "took", "compiles", "says"),
+    [
+        (1.0, None, False, "not compiled, nor is it tried: 1000 micro-batches take about 1 s uncompiled, compiling "),
+        (1e3, None, False, "not compiled: it was tried, and each length is compiled anew, or nothing at all"),
+        (
+            1e3,
+            (30.0, 0.8, 1.0),
+            True,
+            "compiled, by a measurement: compiling takes 30 s, and then 0.8 s a micro-batch ",
+        ),
+        (1e3, (30.0, 0.88, 1.0), False, "not compiled, by a measurement: compiling takes 30 s, and then 0.88 s a "),
+        (1e3, (30.0, 1.2, 1.0), False, "not compiled, by a measurement: "),
+    ],
+)
+def test_what_compiles_by_itself_pays_within_the_declared_steps(
+    monkeypatch: pytest.MonkeyPatch, uncompiled: float, took: Any, compiles: bool, says: str
+) -> None:
+    """A tenth of all that is computed, its own cost included; where that cannot be, nobody compiles to find it out."""
+    monkeypatch.setattr(compilation.Trial, "uncompiled", lambda trial: uncompiled / 1000)
+    monkeypatch.setattr(compilation.Trial, "compiled", lambda trial: took)
+    work = prepared(compile="auto", steps=500, gradient_accumulation=2)
+    assert (work.train.compile, work.compile_reason[: len(says)]) == (compiles, says)
+
+
+class Words(torch.nn.Module):
+    """The smallest model that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> SequenceClassifierOutput:
+        """As those of transformers."""
+        return SequenceClassifierOutput(loss=self.table(input_ids).square().mean())
+
+
+def trial_of_lengths(monkeypatch: pytest.MonkeyPatch) -> compilation.Trial:
+    """Of batches of three lengths, with what compiles quickest."""
+    monkeypatch.setattr(compilation, "options", lambda declared: {"backend": "aot_eager"})
+    batches = [{"input_ids": torch.ones(2, columns, dtype=torch.long)} for columns in (5, 7, 6)]
+    return compilation.Trial(Words(), devices.find("cpu"), nullcontext, batches)
+
+
+def test_a_trial_compiles_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling is measured apart, for any length, and neither a gradient nor anything compiled is left behind."""
+    trial = trial_of_lengths(monkeypatch)
+    took = trial.compiled()
+    assert took is not None
+    compiling, fast, slow = took
+    assert compiling > fast > 0 < slow
+    assert trial.uncompiled() > 0
+    assert trial.model.table.weight.grad is None
+    assert torch._dynamo.eval_frame._debug_get_cache_entry_list(Words.forward) == []
+
+
+def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of yet another length would be, in the midst of the training."""
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False, assume_static_by_default=True):
+        assert trial_of_lengths(monkeypatch).compiled() is None
+
+
+def test_auto_that_compiles_nothing_says_why() -> None:
+    """In the record, with the setting that came of it; and packed batches are not compiled, whatever they take."""
+    found = train(ways("custom", compile="auto", steps=2))
+    assert (found.settings["train.compile"], found.steps.compile_seconds) == (False, (0.0, 0.0))
+    assert found.compilation is not None
+    assert found.compilation.reason.startswith("not compiled, nor is it tried: 2 micro-batches take about ")
+    packed = prepared(compile="auto", packing=True)
+    assert (packed.train.compile, packed.compile_reason[:34]) == (False, "not compiled: sequences are packed")
+
+
+def prepared(**said: Any) -> Workload:
+    """A workload, ready to be trained."""
+    settings = ways("custom", **said).settings
+    return prepare(load(settings), settings, devices.find("cpu"))

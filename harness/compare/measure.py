@@ -115,7 +115,7 @@ def _apart(name: str, base: Sequence[float | None], new: Sequence[float | None])
 
 
 def _breaks(run: Record) -> int | None:
-    return None if run.compilation is None else sum(run.compilation.breaks.values())
+    return sum(run.compilation.breaks.values()) if run.compilation and run.compilation.backend else None
 
 
 def _compile_seconds(run: Record) -> float:

@@ -11,7 +11,7 @@ from harness.experiment.model import Declared, problem, problems
 from harness.experiment.source import Location
 
 CompileMode: TypeAlias = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "aot_eager"]
-"""What `train.compile` may be beside true and false."""
+"""What `train.compile` may be beside true, false and auto."""
 
 OPTIMIZERS_OF: dict[str, tuple[str, ...]] = {
     "betas": ("adamw", "adam", "adamw_8bit"),
@@ -36,9 +36,9 @@ def _pair(value: Any) -> Any:
 
 def _mode(value: Any) -> Any:
     modes = get_args(CompileMode)
-    if isinstance(value, bool) or value in modes:
+    if isinstance(value, bool) or value in ("auto", *modes):
         return value
-    raise problem(shown(value), f"true, false, {', '.join(modes)}", meant(str(value), modes))
+    raise problem(shown(value), f"true, false, auto, {', '.join(modes)}", meant(str(value), ["auto", *modes]))
 
 
 def _or_auto(value: Any) -> Any:
@@ -66,7 +66,7 @@ _Betas: TypeAlias = Annotated[
         }
     ),
 ]
-_Compile: TypeAlias = Annotated[bool | CompileMode, BeforeValidator(_mode)]
+_Compile: TypeAlias = Annotated[bool | Literal["auto"] | CompileMode, BeforeValidator(_mode)]
 _OrAuto: TypeAlias = Annotated[bool | Literal["auto"], BeforeValidator(_or_auto)]
 _Patterns: TypeAlias = Annotated[
     list[Annotated[str, Field(pattern=r"\S")]],
@@ -194,7 +194,8 @@ class Train(Declared):
     compile: _Compile = Field(
         default=False,
         description="Whether `torch.compile` compiles the model: true, a mode of its inductor, or `aot_eager`, which "
-        "traces and differentiates as inductor does, generates no code and needs no C++ compiler.",
+        "traces and differentiates as inductor does, generates no code and needs no C++ compiler; auto: if a "
+        "measurement before training finds that it pays within the declared steps.",
     )
 
     @property
@@ -227,7 +228,7 @@ def _unfit(train: Train) -> Iterator[tuple[Location, PydanticCustomError]]:
     for one, other in (("epochs", "steps"), ("warmup_ratio", "warmup_steps")):
         if {one, other} <= said and getattr(train, one) is not None:
             yield (one,), problem(f"{one} beside {other}", "one of the two")
-    if train.packing and train.compile:
+    if train.packing and train.compile not in (False, "auto"):
         expected = "false: each batch would be of another shape, and compiled again"
         yield ("packing",), problem(f"{shown(train.packing)} beside compile", expected)
     if train.packing and train.attention not in (None, "sdpa"):

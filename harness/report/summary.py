@@ -146,14 +146,16 @@ def _row(record: Record) -> Row:
         compiling=tuple(seconds for seconds in record.steps.compile_seconds if seconds > 0),
         counters=record.counters,
         uncounted=tuple(why for why in (record.counters.reason, record.efficiency.reason) if why),
-        graph_breaks=None if record.compilation is None else sum(record.compilation.breaks.values()),
+        graph_breaks=sum(record.compilation.breaks.values())
+        if record.compilation and record.compilation.backend
+        else None,
         profile=record.profile,
     )
 
 
 def _chosen(record: Record) -> Iterator[str]:
     """What tokenizer and optimizer were given, how attention is computed where nobody says, whether freed memory is
-    kept; and why.
+    kept and the model compiled; and why.
     """
     for part in (record.tokenizer, record.optimizer):
         yield from part.reasons.values() if part is not None else ()
@@ -162,3 +164,5 @@ def _chosen(record: Record) -> Iterator[str]:
         yield f"attention is {start.attention}: {start.attention_reason}"
     if record.memory.freed:
         yield record.memory.freed
+    if record.compilation is not None and record.compilation.reason:
+        yield record.compilation.reason

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -11,10 +14,15 @@ import torch
 
 from harness.errors import Unavailable
 from harness.record import Compilation
+from harness.training import choice
+from harness.training.choice import GAIN, forth_and_back, in_turns
 from harness.training.devices import Device
 
 Declared = bool | str
-"""``train.compile``: false, true, a mode of inductor's, or ``aot_eager``."""
+"""``train.compile``: false, true, a mode of inductor's, or ``aot_eager``; before it is settled, also ``auto``."""
+EXPECTED = 25.0
+"""Seconds that compiling is expected to take: processor time on two layers of BERT, the least that was measured, with
+nothing in inductor's cache; six layers took a quarter more (benchmarks/README.md)."""
 
 
 def options(declared: Declared) -> dict[str, str]:
@@ -56,6 +64,110 @@ def require(declared: Declared, device: Device) -> None:
         raise Unavailable(
             f"no C++ compiler, with which inductor makes its kernels (CXX names one); {remedy}"
         ) from error
+
+
+def settle(
+    declared: Declared,
+    model: Any,
+    device: Device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    batches: Callable[[], list[Any]],
+    *,
+    passes: int,
+    packed: bool,
+) -> tuple[Declared, str]:
+    """How the model is to be compiled, and why that was chosen.
+
+    Args:
+        declared: ``train.compile``.
+        model: on the device, as it will be trained.
+        device: where it is.
+        autocast: the precision of the forward pass.
+        batches: makes a few batches with labels, on the device.
+        passes: micro-batches of the whole training.
+        packed: whether they are, so that each is of another shape.
+
+    Raises:
+        Unavailable: it is declared, and cannot be.
+    """
+    if declared != "auto":
+        require(declared, device)
+        return declared, ""
+    if packed:
+        return False, "not compiled: sequences are packed, and each batch would be of another shape"
+    return choice.settle(
+        declared,
+        lambda: require(True, device),
+        lambda: _measured(Trial(model, device, autocast, batches()), passes),
+        cannot="not compiled",
+        so_declared="",
+    )
+
+
+def _measured(trial: Trial, passes: int) -> tuple[bool, str]:
+    """It has to save a tenth of all that the training computes, itself included; and it is tried where trying is
+    expected to cost no more than that tenth.
+    """
+    whole, batches = trial.uncompiled() * passes, f"{passes} micro-batches"
+    if GAIN * whole < EXPECTED:
+        said = f"{batches} take about {whole:.3g} s uncompiled, compiling {EXPECTED:g} s or more"
+        return False, f"not compiled, nor is it tried: {said}"
+    took = trial.compiled()
+    if took is None:
+        return False, "not compiled: it was tried, and each length is compiled anew, or nothing at all"
+    compiling, fast, slow = took
+    pays = compiling + fast * passes < (1 - GAIN) * slow * passes
+    said = f"{compiling:.3g} s, and then {fast:.3g} s a micro-batch instead of {slow:.3g} s, for {batches}"
+    return pays, f"{'compiled' if pays else 'not compiled'}, by a measurement: compiling takes {said}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The same passes forth and back, uncompiled and compiled, on copies of the model."""
+
+    model: Any
+    device: Device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    batches: list[Any]
+
+    def uncompiled(self) -> float:
+        """Seconds of a pass, after one that warms up."""
+        model = copy.deepcopy(self.model).train()
+        self._passes(model, self.batches[:1])
+        started = perf_counter()
+        self._passes(model, self.batches)
+        return (perf_counter() - started) / len(self.batches)
+
+    def compiled(self) -> tuple[float, float, float] | None:
+        """Seconds of compiling, of a pass then, and of one uncompiled, in turns; none where nothing is compiled, or a
+        third length once more.
+        """
+        plain, following = copy.deepcopy(self.model).train(), Compiling(True)
+        with afresh(True):
+            following.watch()
+            own = compiled(copy.deepcopy(self.model).train(), True)
+            self._passes(own, self.batches)
+            compiling = following.seconds
+            if len({batch["input_ids"].shape for batch in self.batches}) > 1:
+                self._passes(own, [_shorter(self.batches[0])])
+            ways = {"own": own, "plain": plain}
+            took = in_turns({name: partial(self._passes, way, self.batches) for name, way in ways.items()})
+            following.close()
+            if not graphs() or following.seconds > compiling:
+                return None
+        fast, slow = (took[name][0] / len(self.batches) for name in ways)
+        return compiling, fast, slow
+
+    def _passes(self, model: Any, batches: list[Any]) -> None:
+        forth_and_back(model, self.autocast, batches)
+        self.device.wait()
+
+
+def _shorter(batch: Any) -> dict[str, torch.Tensor]:
+    """The batch without its last column, laid out as a collator does: else it would be compiled for its strides."""
+    columns = batch["input_ids"].shape[-1]
+    cut = {name: one.dim() > 1 and one.shape[-1] == columns for name, one in batch.items()}
+    return {name: one[..., :-1].contiguous() if cut[name] else one for name, one in batch.items()}
 
 
 @contextmanager
@@ -118,14 +230,15 @@ class Compiling:
         """The hook, which Dynamo leaves alone: it would trace it on its way to the model, and break graphs over it."""
         return torch.compiler.disable(hook) if self._declared else hook
 
-    def found(self, eager_passes: int) -> Compilation | None:
+    def found(self, eager_passes: int, reason: str = "") -> Compilation | None:
         """What was compiled since; none where nothing was to be.
 
         Args:
             eager_passes: forward passes in training whose result came out of no compiled graph.
+            reason: why it was chosen to compile, or not.
         """
         if not self._declared:
-            return None
+            return Compilation(reason=reason) if reason else None
         from torch._dynamo.utils import counters
 
         said = options(self._declared)
@@ -135,6 +248,7 @@ class Compiling:
             graphs=graphs(),
             breaks={str(reason).splitlines()[0][:200]: count for reason, count in counters["graph_break"].items()},
             eager_passes=eager_passes,
+            reason=reason,
         )
 
     def _on_start(self, args: Any) -> None:

@@ -125,6 +125,7 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     evidence["settings"] = case.declared()["settings"] | {
         "train.steps": work.train.steps,
         "train.packing": work.train.packing,
+        "train.compile": work.train.compile,
         "train.keep_memory": work.train.keep_memory,
     }
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
@@ -140,7 +141,7 @@ def _train(job: Job, loaded: checkpoint.Loaded, work: Workload, keeping: Keeping
     witness = None if work.split is None else Witness(loaded, work, work.split)
     survey = Survey(loaded, work, None if witness is None else witness.leakage)
     evidence["data"] = survey.found()
-    compiling, meter = Compiling(declared.compile), machine.meter(work.device)
+    compiling, meter = Compiling(work.train.compile), machine.meter(work.device)
     watch = _watch(job, loaded, work, survey, witness, compiling, meter)
     memory, conditions = devices.PeakMemory(work.device), machine.Conditions(meter)
     memory.watch()
@@ -156,7 +157,7 @@ def _train(job: Job, loaded: checkpoint.Loaded, work: Workload, keeping: Keeping
     finally:
         watch.close()
         evidence["evaluation"] = None if witness is None else witness.found()
-        evidence["compilation"] = compiling.found(watch.eager_passes)
+        evidence["compilation"] = compiling.found(watch.eager_passes, work.compile_reason)
         evidence["checkpoint"] = checkpoint.describe(
             loaded, work.model, watch.digest, watch.altered, attention_reason=work.attention_reason
         )

@@ -71,6 +71,8 @@ class Workload:
     """Why attention is computed as it is."""
     memory_reason: str = ""
     """Why memory that a step frees is kept, or not."""
+    compile_reason: str = ""
+    """Why the model is compiled, or not; empty where that is declared."""
     keeping: Keeping = NOWHERE
     """Where the loop writes a checkpoint, or goes on from one."""
     fault: Fault | None = None
@@ -276,7 +278,6 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
     """A fresh copy of the weights on the device, and the examples encoded."""
     max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
     task = task_of(settings)
-    compilation.require(settings.train.compile, device)
     encode = data.encoder(task, loaded.tokenizer, max_length, data.positions(loaded.model))
     model = start(loaded.model, settings.precision).to(device.torch)
     attention.use(model, settings.train.attention, device)
@@ -300,7 +301,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
         split=split.prepare(loaded, settings, replace(encode, evaluating=True)),
         attention_reason=attention.reason(settings.train.attention),
     )
-    return _keeping(_packed(work))
+    return _keeping(_compiled(_packed(work)))
 
 
 def _packed(work: Workload) -> Workload:
@@ -311,6 +312,20 @@ def _packed(work: Workload) -> Workload:
     return replace(_declaring(work, packing=packs), attention_reason=reason or work.attention_reason)
 
 
+def _compiled(work: Workload) -> Workload:
+    """The workload, whose model is compiled as declared, or if that pays within its steps."""
+    said, reason = compilation.settle(
+        work.train.compile,
+        work.model,
+        work.device,
+        work.autocast,
+        work.first_batches,
+        passes=work.train.steps * work.train.gradient_accumulation,
+        packed=bool(work.train.packing),
+    )
+    return replace(_declaring(work, compile=said), compile_reason=reason)
+
+
 def _keeping(work: Workload) -> Workload:
     """The workload, which keeps freed memory if that is declared or faster."""
     declared = work.train.keep_memory
@@ -318,7 +333,7 @@ def _keeping(work: Workload) -> Workload:
     return replace(_declaring(work, keep_memory=keeps), memory_reason=reason)
 
 
-def _declaring(work: Workload, **chosen: bool) -> Workload:
+def _declaring(work: Workload, **chosen: bool | str) -> Workload:
     """The workload, as if what was chosen had been declared."""
     train = work.train.model_copy(update=chosen)
     return replace(work, train=train, settings=work.settings.model_copy(update={"train": train}))

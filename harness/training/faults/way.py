@@ -22,7 +22,7 @@ def _recomputes(settings: Settings) -> bool:
 
 
 def _compiles(settings: Settings) -> bool:
-    return bool(settings.train.compile)
+    return settings.train.compile not in (False, "auto")
 
 
 def _packs(settings: Settings) -> bool:
