@@ -59,6 +59,8 @@ class Environment(Part):
     """What torch drives the accelerator through, such as ``CUDA 12.8, cuDNN 91002``; empty for a processor."""
     threads: int | None = None
     """Intra-op threads of torch."""
+    processors: float | None = None
+    """That the process may use, parts of them included; none where nobody says."""
     commit: str | None = None
     """Commit of the repository that holds the experiment."""
     dirty: bool | None = None

@@ -15,7 +15,7 @@ from harness.account import SHARED, SLOWED, STOLEN
 from harness.record import Record
 from harness.throughput import NotMeasured, Throughput, throughput
 from harness.training.devices import find
-from harness.training.machine import Conditions, Gpu, Rapl, gpu, meter, ticks
+from harness.training.machine import Conditions, Gpu, Rapl, gpu, meter, ticks, usable
 from harness.training.timing import StepClock
 
 STEPS = 8
@@ -188,6 +188,30 @@ def test_what_is_too_short_or_unreadable_is_not_stolen(tmp_path: Path) -> None:
     file.write_text("nothing\n")
     assert conditions.read().stolen is None
     assert ticks(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "processors"),
+    [
+        ({"": "max 100000", "a": "150000 100000", "a/b": "max 100000"}, 1.5),
+        ({"": "50000 100000", "a": "150000 100000"}, 0.5),
+        ({"a/b": "6400000 100000"}, 3),
+        ({"a": "torn"}, 3),
+        ({}, 3),
+    ],
+)
+def test_processors_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], processors: float
+) -> None:
+    """The least of what the kernel's scheduler and each control group around the process allow."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 5}, raising=False)
+    for name, quota in said.items():
+        (tmp_path / "groups" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name / "cpu.max").write_text(f"{quota}\n")
+    own = tmp_path / "own"
+    own.write_text("4:memory:/elsewhere\n0::/a/b\n")
+    assert usable(tmp_path / "groups", own) == processors
+    assert usable(tmp_path / "groups", tmp_path / "none") == 3
 
 
 def test_a_training_says_what_there_was_beside_it() -> None:

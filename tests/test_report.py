@@ -12,6 +12,7 @@ from records import EVALUATION, HEALTHY, TWIN_STEP, case, record
 from harness.laws import Verdict
 from harness.record import Counters, Environment, Interval, Memory, Operator, Profile
 from harness.report import Row, Summary, laws_markdown, markdown, summarise, terminal
+from harness.report.markdown import environment_line, escape
 from harness.report.summary import Cost
 from harness.throughput import NotMeasured, Rate, Throughput
 
@@ -247,6 +248,23 @@ def test_environments_are_shown_once() -> None:
     ]
 
     assert summarise(records).environments == (here,)
+
+
+@pytest.mark.parametrize(
+    ("threads", "processors", "says"),
+    [
+        (2, 2.0, "here, 2 threads, Linux"),
+        (2, 1.5, "here, 2 threads, Linux"),
+        (64, 1.5, "here, 64 threads, more than the 1.5 processors that it may use (OMP_NUM_THREADS=2), Linux"),
+        (2, 0.25, "here, 2 threads, more than the 0.25 processors that it may use (OMP_NUM_THREADS=1), Linux"),
+        (2, None, "here, 2 threads, Linux"),
+        (None, 2.0, "here, None threads, Linux"),
+    ],
+)
+def test_more_threads_than_processors_are_named(threads: int | None, processors: float | None, says: str) -> None:
+    """With what to set: they would wait for each other."""
+    found = Environment(device="here", platform="Linux", threads=threads, processors=processors)
+    assert environment_line(found) == "- " + escape(says)
 
 
 def test_the_tally_counts_cases_and_laws() -> None:

@@ -191,10 +191,16 @@ def environment_line(environment: Environment) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     commit = f"; commit {environment.commit[:12]}" if environment.commit else ""
     commit += " with changes" if environment.dirty else ""
-    where = f"{environment.device}, {environment.threads} threads, {environment.platform}; {versions}{commit}".rstrip(
-        "; "
-    )
+    where = f"{environment.device}, {_threads(environment)}, {environment.platform}; {versions}{commit}".rstrip("; ")
     return f"- {escape(where)}"
+
+
+def _threads(environment: Environment) -> str:
+    """How many, and what to do where they are too many: they would wait for each other."""
+    threads, processors = environment.threads or 0, environment.processors
+    if processors is None or threads <= (most := max(1, round(processors))):
+        return f"{environment.threads} threads"
+    return f"{threads} threads, more than the {processors:g} processors that it may use (OMP_NUM_THREADS={most})"
 
 
 def escape(text: str) -> str:

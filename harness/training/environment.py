@@ -14,6 +14,7 @@ import torch
 
 from harness.record import Environment
 from harness.training.devices import Device
+from harness.training.machine import usable
 
 DISTRIBUTIONS = (
     "pytest-finetune",
@@ -41,6 +42,7 @@ def describe(folder: Path) -> Environment:
         processor=processor,
         device=processor,
         threads=torch.get_num_threads(),
+        processors=usable(),
         commit=commit,
         dirty=None if status is None else bool(status),
     )

@@ -26,6 +26,10 @@ POWERCAP = Path("/sys/class/powercap")
 """Linux's counters of energy, one for each socket: ``intel-rapl:0/energy_uj``; AMD's processors have them, too
 (Documentation/power/powercap/powercap.rst). Most systems let root alone read them."""
 
+CGROUPS, CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Control groups, and the one that this process is in, as ``0::/system.slice/ci.service`` (cgroups(7)); in a container
+its own is the root."""
+
 TICKS = 100
 """Below which a share of them says nothing: a second of one processor."""
 
@@ -191,6 +195,21 @@ class Conditions:
             return None
         stolen, wanted = (now - before for now, before in zip(after, self._before, strict=True))
         return stolen / wanted if wanted >= TICKS else None
+
+
+def usable(groups: Path = CGROUPS, own: Path = CGROUP) -> float | None:
+    """Processors that this process may use: those that it may run on, or as many as its control groups may take time of
+    (``cpu.max``, Documentation/admin-guide/cgroup-v2.rst), which torch does not ask for; none where nobody says.
+    """
+    found = [float(len(os.sched_getaffinity(0)))] if hasattr(os, "sched_getaffinity") else []
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            group = groups / line.removeprefix("0::/")
+            for each in (group, *group.parents) if line.startswith("0::/") else ():
+                with suppress(OSError, ValueError):  # "max 100000" is no limit
+                    quota, period = map(int, (each / "cpu.max").read_text().split())
+                    found.append(quota / period)
+    return min(found, default=None)
 
 
 def ticks(stat: Path) -> tuple[int, int] | None:
