@@ -230,6 +230,7 @@ PROBES: dict[str, dict[str, Any]] = {
     },
     "packing": {
         "used": "sdpa_packed",
+        "packed": 2,
         "batches": [{"batch": "a batch", "own": {"loss": 0.0, "logits": 1e-7, "gradient": 3e-7}}],
     },
     "exploration": {

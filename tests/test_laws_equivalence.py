@@ -169,6 +169,11 @@ def test_says_nothing_of_what_is_not_declared(judged: Judged) -> None:
     check(judged, "not applicable")
 
 
+def test_padded_batches_say_nothing_of_packing() -> None:
+    """A law that holds of what was not done would not be evidence."""
+    check(Judged("packing_changes_nothing", "", probe("packing", packed=0), "none of the batches"), "vacuous")
+
+
 @each(
     Judged("compiled_equals_eager", "no evidence", HEALTHY.model_copy(update={"compilation": None}), "is missing"),
     Judged("compiled_equals_eager", "nothing compared", probe("compilation", graphs=0), "nothing was compiled"),

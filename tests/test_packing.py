@@ -107,6 +107,13 @@ def test_places_are_those_of_the_padded_row() -> None:
     assert not own[~mask.bool()].any()
 
 
+def test_what_was_never_packed_is_not_held() -> None:
+    """Batches longer than the window that a layer sees are computed as they are."""
+    checkpoint = {"architecture": "mistral", "size": "tiny", "config": {"sliding_window": 4}}
+    found = train(case(checkpoint, **TEXTS, train={**SAID, "steps": 1, "packing": True}, probes=["packing"]))
+    assert law_of(found).outcome == "vacuous"
+
+
 @pytest.mark.parametrize("said", [{"use_cache": True}, {"logits_to_keep": 1}])
 def test_what_generates_is_not_packed_wrongly(said: dict[str, Any]) -> None:
     """No cache of a row is handed out; a head that is to see some places alone sees them."""

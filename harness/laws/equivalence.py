@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
+from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed, vacuous
 from harness.record import Record
 
 LOGITS = 1e-4
@@ -142,7 +142,8 @@ def packing_changes_nothing(record: Record, *, tolerance: Tolerance = 1e-3) -> V
     of those of the same model on padded rows in fp32, the gradient within 1e-3, the limits of the other ways of
     computing (measured on 22 architectures: logits differ by at most 8e-7, gradients by 1e-6); in bf16 and fp16 it may
     be three times as far from fp32 as the padded way is there, and 1.5e-2 more. Sequences that see their neighbours in
-    the row show here, and no loss curve shows them.
+    the row show here, and no loss curve shows them. Where no batch that is compared has padding to take out, or each is
+    longer than a layer's sliding window, nothing is packed, and that says nothing.
     """
     if not record.settings.get("train.packing"):
         return not_applicable("nothing is packed")
@@ -159,6 +160,8 @@ def packing_changes_nothing(record: Record, *, tolerance: Tolerance = 1e-3) -> V
             f"packed, {difference}",
             cause="sequences of a row attend to each other, or what was packed is not put back in its place",
         )
+    if not evidence["packed"]:
+        return vacuous("none of the batches that were compared was packed")
     return held(_furthest(evidence["batches"]))
 
 

@@ -75,7 +75,7 @@ def use(model: Any) -> None:
     AttentionInterface.register(PACKED, attend)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
     model.set_attn_implementation(PACKED)
-    layers, row = _layers(model), _Row(model.config)
+    layers, row = layers_of(model), _Row(model.config)
     layers.register_forward_pre_hook(row.pack, with_kwargs=True)
     layers.register_forward_hook(row.unpack)
     if (head := model.get_output_embeddings()) is not None:
@@ -83,7 +83,7 @@ def use(model: Any) -> None:
         head.register_forward_hook(row.unpack_head)
 
 
-def _layers(model: Any) -> Any:
+def layers_of(model: Any) -> Any:
     """The stack of layers: of an encoder what takes hidden states, of a decoder what takes tokens and their places."""
     decodes = model.config.model_type in DECODERS
     takes = {"attention_mask", "kwargs"} | ({"input_ids", "position_ids"} if decodes else {"hidden_states"})

@@ -88,14 +88,19 @@ def compilation(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
 def packing(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """Logits and gradient of the packed model beside those of the same model on padded rows, with dropout at 0: of a
-    batch, and of the same with more padding. Nothing where no packing is declared.
+    batch, and of the same with more padding; and how many of them were packed. Nothing where no packing is declared.
     """
     if not work.train.packing:
         return {}
     own, padded = _silent(work).train(), packed.undone(_silent(work).train())
     batch = _batch(work)
     ways = {"a batch": batch, "more padding": more_padding(own, work, batch)}
-    return {"used": kernels.chosen(work.model), "batches": _compared(work, own, padded, ways)}
+    rows: list[bool] = []
+    packed.layers_of(own).register_forward_pre_hook(
+        lambda layers, args, kwargs: rows.append("lengths" in kwargs), with_kwargs=True
+    )
+    batches = _compared(work, own, padded, ways)
+    return {"used": kernels.chosen(work.model), "packed": sum(rows), "batches": batches}
 
 
 @dataclass(frozen=True)
