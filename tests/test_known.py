@@ -78,7 +78,7 @@ def test_bart_as_a_decoder_takes_labels_at_their_own_place() -> None:
     assert torch.allclose(found.loss, torch.nn.functional.cross_entropy(found.logits[0], ids[0]))
     step = {**PROBES["steps"]["steps"][0], "loss": 2.0, "logits_gradient": 1.4}
     said = {"settings": {"task": "causal-lm"}, "probes": {"steps": {"steps": [step]}}}
-    assert "at its own place" in cause(
+    assert "do not shift the labels" in cause(
         "loss_is_the_declared_one", record(checkpoint={"architecture": "BartForCausalLM"}, **said)
     )
     assert "known defect" not in cause(
@@ -95,7 +95,7 @@ def test_loading_forgets_the_padding_tokens_row(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = FunnelForMaskedLM.from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight[1].tolist() == [0.0] * 8
-    assert "padding token's row" in cause("save_reload_equal", lost("FunnelForMaskedLM", 2))
+    assert "pad token's row" in cause("save_reload_equal", lost("FunnelForMaskedLM", 2))
 
 
 def test_adamw_in_fp16_makes_nan_of_weights() -> None:

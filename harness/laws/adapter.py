@@ -25,11 +25,11 @@ def adapters_as_declared(
     *,
     tolerance: Annotated[float, Field(gt=0, description="Largest relative difference of what a layer adds.")] = 1e-5,
 ) -> Verdict:
-    """The adapters are those declared, on every target, and beside them only what is to be saved with them is trained.
+    """The adapters are as declared, on every target, and besides them only the modules to save are trained.
 
-    Rank, scale and dropout are read off each layer. What a layer adds to its output is ``alpha / rank * B A x`` (Hu et
-    al. 2021, section 4.1), computed beside it for random x and B; within 1e-5 (measured: up to 4e-7). A target that
-    matches no module is an error before any training.
+    Rank, scale and dropout are read from each layer. What an adapter adds to a layer's output must be
+    ``alpha / rank * B A x`` (Hu et al. 2021, section 4.1), computed independently for random x and B, within 1e-5
+    (measured: up to 4e-7). A target that matches no module is an error before any training.
     """
     adapters = record.adapters
     if adapters is None:
@@ -122,9 +122,9 @@ def adapters_start_at_zero(record: Record) -> Verdict:
 def adapters_change(record: Record) -> Verdict:
     """Every adapter moves: ``lora_B`` from the first step on, ``lora_A`` from the second.
 
-    B by at least a tenth of an optimizer step, as in head_changes. A by more than twice what weight decay does: its
-    gradient is as small as B, so that AdamW's eps may slow it. Adapters of modules without a part in the loss get no
-    gradient and are left out.
+    B by at least a tenth of an optimizer step, as in head_changes. A by more than twice what weight decay alone does:
+    its gradient is as small as B, so AdamW's eps may slow it down. Adapters of modules that the loss does not depend on
+    get no gradient and are left out.
     """
     if record.adapters is None:
         return _NONE

@@ -51,9 +51,9 @@ Tolerance = Annotated[
 def loops_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Verdict:
     """Loops of one experiment start from the same weights, see the same batches, and have the same losses.
 
-    Compared in the order of cause: weights, then at each step the batch, the learning rate, the loss, the norm of the
-    gradients as the optimizer gets them, and how far it moves the weights. The first difference is named, and the first
-    trace of it: what differs earliest by more than rounding tells where to look.
+    Compared from cause to effect: weights, then at each step the batch, the learning rate, the loss, the norm of the
+    gradients that the optimizer gets, and how far it moves the weights. The first difference is named, and also its
+    first trace: what differs earliest by more than rounding tells you where to look.
     """
 
     def compare(base: Record, other: Record) -> str | None:
@@ -73,7 +73,7 @@ def loops_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Ve
 def devices_agree(records: Sequence[Record], *, tolerance: Tolerance = None) -> Verdict:
     """Devices of one experiment start from the same weights, see the same batches, and have the same losses.
 
-    Dropout draws other numbers on other devices, so losses are compared in a replay of the first steps without
+    Dropout draws different numbers on different devices, so losses are compared in a replay of the first steps without
     dropout. The first difference is named.
     """
 

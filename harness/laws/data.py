@@ -23,9 +23,9 @@ ALIKE = 4.5
 def labels_travel(record: Record) -> Verdict:
     """Every row of a batch carries the label of its own example.
 
-    The index of an example travels with it through loader and collator, so a shuffle of one without the other is
-    seen. Where each token has a label, those that are not -100 are compared, place by place; which of them are is
-    left to labels_masked_right. Exact, but for the rounding of numbers to fp32.
+    The index of an example travels with it through loader and collator, so a shuffle of one without the other shows.
+    If tokens have labels, those that are not -100 are compared, position by position; which of them should be -100 is
+    left to labels_masked_right. Exact, except for the rounding of numbers to fp32.
     """
     declared = {example.index: by_argument(example) for example in record.examples}
     if not record.batches or not declared.keys() >= {index for batch in record.batches for index in batch.examples}:
@@ -79,15 +79,15 @@ def _equal(found: Any, declared: Any) -> bool:
 
 @law()
 def every_example_once(record: Record) -> Verdict:
-    """Every epoch sees each example once, in batches of the declared size, in an order of its own if shuffled.
+    """Every epoch sees each example once, in batches of the declared size, and if shuffled, in its own order.
 
     Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example, and
-    only the batch that ends an epoch may be smaller than the others. Where shuffling is declared, the orders of
-    successive epochs must be as unlike as chance makes them: sorting by length shows.
+    only the last batch of an epoch may be smaller than the others. If shuffling is declared, the orders of successive
+    epochs must be as different as chance makes them: sorting by length shows.
 
-    What is declared is what is asked: with ``train.drop_last`` an epoch lacks the examples that fill no batch; where
-    batches are grouped by length, it is their order that must be random; of a stream, which is shuffled within a
-    buffer, no example may come twice before its end.
+    The law follows the settings: with ``train.drop_last`` an epoch lacks the examples that fill no batch; if batches
+    are grouped by length, it is their order that must be random; in a stream, which is shuffled within a buffer, no
+    example may come twice before its end.
     """
     drawn = [index for batch in record.steps.examples for index in batch]
     if not drawn:

@@ -19,13 +19,14 @@ def padding_changes_nothing(
     *,
     tolerance: Annotated[float, Field(gt=0, description="Largest relative change of a logit.")] = 1e-4,
 ) -> Verdict:
-    """The logits of an example do not depend on how much it is padded, nor on its company in the batch.
+    """The logits of an example do not depend on how much it is padded, nor on the other examples in the batch.
 
-    On the fp32 twin in eval mode, with the trained weights and with those that they started from. Tolerance 1e-4 of the
-    largest logit: rounding moves 42 architectures by 3e-7 (median) to 3.3e-6, the weakest fault measured by 4.5e-2, the
-    weakest architecture that truly mixes padding in (ConvBERT) by 1.7e-3. Control of power: with the mask taken away
-    the logits must move by ten times the tolerance. They do not where padding stands on the right and attention looks
-    to the left only: most decoders pass whatever their mask is.
+    On the fp32 twin in eval mode, with the trained weights and with the initial ones. Tolerance 1e-4 of the largest
+    logit: rounding moves the logits of 42 architectures by 3e-7 (median) to 3.3e-6, the weakest fault measured moves
+    them by 4.5e-2, and the weakest architecture that really mixes padding in (ConvBERT) by 1.7e-3. To show that the
+    test has power, the logits must move by ten times the tolerance when the mask is taken away. They do not if padding
+    is on the right and attention only looks to the left: most decoders pass whatever their mask is, and the law is
+    vacuous.
     """
     evidence = probed(record, "padding")
     if isinstance(evidence, Verdict):
@@ -59,8 +60,8 @@ def padding_changes_nothing(
 def examples_stay_apart(record: Record) -> Verdict:
     """A result depends on the tokens of its own example: not on padding, not on other examples of the batch.
 
-    By gradient with respect to the embedded tokens, which must be exactly 0 elsewhere, with the trained weights and
-    with those that they started from. (Measured exactly 0.0 in fp32 for 39 of 42 architectures; FNet, ConvBERT and
+    Judged by the gradient with respect to the embedded tokens, which must be exactly 0 elsewhere, with the trained
+    weights and with the initial ones. (Measured exactly 0.0 in fp32 for 39 of 42 architectures; FNet, ConvBERT and
     MobileBERT read neighbours by design.)
     """
     evidence = probed(record, "dependence")
@@ -89,9 +90,9 @@ def examples_stay_apart(record: Record) -> Verdict:
 def every_token_counts(record: Record) -> Verdict:
     """Every real token of an example can influence its result.
 
-    By gradient with respect to the embedded tokens, which must not be exactly 0 on any of them both with the trained
-    weights and with those that they started from. A masked last token, a head that reads the wrong position, or an
-    input that is ignored shows here, also where no embedding is given the text and the logits are the same, to the bit,
+    Judged by the gradient with respect to the embedded tokens: none of them may have a gradient of exactly 0 both with
+    the trained weights and with the initial ones. A masked last token, a head that reads the wrong position, or an
+    input that is ignored shows here, even if no embedding layer gets the text: then the logits are bitwise the same
     with every word replaced.
     """
     evidence = probed(record, "dependence")
@@ -111,11 +112,11 @@ def every_token_counts(record: Record) -> Verdict:
 
 @law(probes=("dependence",))
 def future_unseen(record: Record) -> Verdict:
-    """Where tokens are predicted one by one, no result depends on a token behind its own.
+    """Where tokens are predicted one by one, no prediction depends on a later token.
 
-    By gradient: the logits of the first half of each text on the embedded tokens of the second, exactly 0. An encoder
-    that is trained as a decoder (BERT without `is_decoder`) sees the token that it has to predict, and its loss falls
-    to 0 all the same.
+    The gradient of the logits in the first half of each text with respect to the embedded tokens of the second half
+    must be exactly 0. An encoder that is trained as a decoder (BERT without `is_decoder`) sees the token that it has to
+    predict, and its loss falls to 0.
     """
     evidence = probed(record, "dependence")
     if isinstance(evidence, Verdict):

@@ -28,13 +28,13 @@ Way = Mapping[str, Any]
 
 @law(probes=("checkpointing",))
 def checkpointing_equals_plain(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
-    """Where train.gradient_checkpointing is declared, layers are recomputed, and the gradient is that without it.
+    """With train.gradient_checkpointing, layers are recomputed, and the gradient is the same as without it.
 
-    The trained model, in the case's precision and with its dropout: one batch forth and back with checkpointing and
-    without, from the same random state. On a CPU loss and gradient are equal bit for bit (measured: ten architectures);
-    on CUDA, where sums are added in another order each time, the gradient's relative distance is at most 1e-3, the
-    limit of the other ways. What is recomputed with other dropout, or loses a part of the gradient on its way, does
-    not show in a loss curve.
+    The trained model, in the case's precision and with its dropout, runs one batch forward and backward with
+    checkpointing and without, from the same random state. On a CPU loss and gradient are equal bit for bit (measured:
+    ten architectures); on CUDA, where sums are added in a different order each time, the gradient's relative distance
+    is at most 1e-3, the limit of the other ways of computing. Layers that are recomputed with other dropout, or that
+    lose a part of the gradient, do not show in a loss curve.
     """
     if not record.settings.get("train.gradient_checkpointing"):
         return not_applicable("train.gradient_checkpointing is not declared")
@@ -65,13 +65,13 @@ def checkpointing_equals_plain(record: Record, *, tolerance: Tolerance = 1e-3) -
 def attention_implementations_agree(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
     """The implementation of attention in use gives the logits and the gradient of eager attention, padding included.
 
-    The trained model on its own device, with dropout at 0, and a batch with more padding than it needs: logits of real
-    tokens within 1e-4 of eager attention's in fp32, the gradient within 1e-3 (measured on right set-ups: below 1e-6).
-    In bf16 and fp16 a kernel may be three times as far from fp32 as eager attention is there, and 1.5e-2 more. Padding
-    on the other side, where queries stand before anything that they may see, and in fp32 a row that is nothing but
-    padding must leave every number finite: a softmax over nothing is none. (In bf16 torch's own kernels for CUDA give
-    NaN for such a row, measured with torch 2.11; where data have one, loss_finite sees it.) A kernel that ignores the
-    padding mask shows here.
+    Judged on the trained model on its own device, with dropout at 0, and a batch with more padding than it needs:
+    logits of real tokens within 1e-4 of eager attention's in fp32, the gradient within 1e-3 (measured on right set-ups:
+    below 1e-6). In bf16 and fp16 a kernel may be three times as far from fp32 as eager attention is there, plus 1.5e-2.
+    A kernel that ignores the padding mask shows here. Every number must also stay finite with padding on the other
+    side, where some queries have nothing that they may attend to, and in fp32 for a row that is nothing but padding,
+    where the softmax is over nothing. (In bf16 torch's own kernels for CUDA give NaN for such a row, measured with
+    torch 2.11; if the data have one, loss_finite sees it.)
     """
     evidence = probed(record, "attention")
     if isinstance(evidence, Verdict):
@@ -96,7 +96,7 @@ def attention_implementations_agree(record: Record, *, tolerance: Tolerance = 1e
 
 @law(probes=("compilation",))
 def compiled_equals_eager(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
-    """Where train.compile is declared, the training ran compiled, and that gives what the model gives uncompiled.
+    """With train.compile, the training ran compiled, and the compiled model gives what it gives uncompiled.
 
     The trained model on its own device, with dropout at 0 (what is compiled draws other random numbers than what is
     not): logits and loss within 1e-4 of the uncompiled model's in fp32, the gradient within 1e-3; in bf16 and fp16 it
@@ -136,7 +136,7 @@ def compiled_equals_eager(record: Record, *, tolerance: Tolerance = 1e-3) -> Ver
 
 @law(probes=("packing",))
 def packing_changes_nothing(record: Record, *, tolerance: Tolerance = 1e-3) -> Verdict:
-    """Where sequences are packed into one row without padding, each gives what it gives in a padded batch.
+    """If sequences are packed into one row without padding, each gives what it gives in a padded batch.
 
     The trained model, with dropout at 0 (on another shape it draws other random numbers): logits and loss within 1e-4
     of those of the same model on padded rows in fp32, the gradient within 1e-3, the limits of the other ways of

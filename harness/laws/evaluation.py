@@ -29,9 +29,9 @@ def metric_improves(
 
     Judged on the 95 % interval (or as `evaluation.confidence` says) of the difference, from a bootstrap that resamples
     the rows of the split, the same ones before and after (Efron 1979; the number of resamples is
-    `evaluation.resamples`). The law holds where all of the interval is above `by`, is broken where all of it is below,
-    and says that the rows are too few to tell where it is neither. It is vacuous where the metric was as good as can be
-    before.
+    `evaluation.resamples`). The law holds if the whole interval is above `by`, is broken if the whole interval is
+    below, and otherwise says that the rows are too few to tell. It is vacuous if the metric was perfect before the
+    training.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):
@@ -61,9 +61,9 @@ def metric_improves(
 
 @law()
 def model_in_eval_mode(record: Record) -> Verdict:
-    """Dropout is off in every forward pass of an evaluation, and every module is in the mode again that it was in.
+    """Dropout is off in every forward pass of an evaluation, and afterwards every module is in its former mode again.
 
-    Inner modules are looked at, not the outer flag: those with a dropout above 0 or with running statistics. With
+    The inner modules are checked, not the outer flag: those with a dropout above 0 or with running statistics. With
     dropout on, the metric is noisy and too low; left in eval mode, the model trains on without dropout.
     """
     evaluation = _evaluated(record)
@@ -91,8 +91,8 @@ def model_in_eval_mode(record: Record) -> Verdict:
 def evaluation_changes_nothing(record: Record) -> Verdict:
     """An evaluation leaves weights, buffers and random states as they were, bit for bit.
 
-    Otherwise how often is evaluated decides what is learnt. Random states are those of torch (on the CPU and on the
-    model's device), numpy and Python: a data loader without a generator of its own draws a number from torch's.
+    Otherwise the training would depend on how often it is evaluated. Random states are those of torch (on the CPU and
+    on the model's device), numpy and Python: a data loader without its own generator draws a number from torch's.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):
@@ -114,10 +114,10 @@ def evaluation_changes_nothing(record: Record) -> Verdict:
 def evaluation_reads_the_split(record: Record) -> Verdict:
     """Tokens, masks and labels of the evaluation are those of its rows, and its classes are those of training.
 
-    What reached the model in the first evaluation is held against what the checkpoint's own tokenizer makes of each
+    What reached the model in the first evaluation is compared with what the checkpoint's own tokenizer makes of each
     row, as padding_mask_correct, tokens_match_tokenizer, labels_masked_right and labels_travel do for training; every
-    row of the split is there, once. The names of the classes are those in the model's config: a dataset whose splits
-    number them differently makes a right model look wrong.
+    row of the split is there, once. The names of the classes are those in the model's config: if the splits of a
+    dataset number their classes differently, a right model looks wrong.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):
@@ -153,17 +153,17 @@ _READING: tuple[Law, ...] = (
 
 @law(probes=("evaluation",))
 def evaluation_is_right(record: Record) -> Verdict:
-    """The loop's metrics are those of its examples asked one at a time, whatever the batch size.
+    """The loop's metrics are those of its examples evaluated one at a time, whatever the batch size.
 
-    The loop's own evaluation runs on the dropout-free copy of the model, with the trained weights and with those that
-    they started from, in batches of two sizes of which the last is smaller. Beside it each example is asked alone,
-    without padding; answers are read off by other code and the metrics taken by formulas of their own. Padding, special
-    tokens and prompts must not be counted, nor an example twice; labels of a causal language model belong to the token
-    before them. Every row of the split has one answer in every evaluation.
+    The loop's own evaluation runs on the dropout-free copy of the model, with the trained weights and with the initial
+    ones, in batches of two sizes, the last one smaller. Independently, each example is evaluated alone, without
+    padding; other code reads off the answers, and the metrics have their own formulas. Padding, special tokens and
+    prompts must not be counted, nor any example twice; labels of a causal language model belong to the token before
+    them. Every row of the split has one answer in every evaluation.
 
     Metrics must agree within 1e-6, perplexities within 1e-5 of themselves (the forward pass in fp32 leaves 3e-6 at
-    worst); where rounding decides an answer, nothing is said. At 0 or 1 wrong metrics agree, so a state whose score
-    lies between is needed, or the law is vacuous.
+    worst); if rounding decides an answer, there is no verdict. At 0 or 1 even wrong metrics agree, so the score must
+    lie in between in one of the two states; otherwise the law is vacuous.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):
@@ -185,12 +185,12 @@ def evaluation_is_right(record: Record) -> Verdict:
 
 @law(probes=("evaluation",))
 def evaluation_loss_is_right(record: Record) -> Verdict:
-    """The loss that the loop's evaluation says is the mean over all that is asked, whatever the batch size.
+    """The loss that the loop's evaluation reports is the mean over all its labels, whatever the batch size.
 
-    Beside evaluation_is_right, with the same passes, within 1e-5 of itself: over all examples, of labels of tokens over
-    all tokens that have one. A mean of the batches' means is another number where batches differ in how much they ask,
-    and so is a perplexity made of it. Nothing is said of question answering: its heads' softmax runs over padding, too,
-    so that the loss depends on the batch by its very formula.
+    From the same passes as evaluation_is_right, within 1e-5 of itself: over all examples, or if tokens have labels,
+    over all tokens with one. A mean of the batches' means is another number if batches differ in how many labels they
+    have, and so is a perplexity made from it. Not applicable to question answering: the softmax of its heads includes
+    padding, so that by its very formula the loss depends on the batch.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):
@@ -277,11 +277,11 @@ def no_leakage(
     *,
     share: Annotated[float, Field(ge=0, le=1, description="The largest share of the split that still holds.")] = 0.0,
 ) -> Verdict:
-    """No row of the evaluation split is trained on: neither word for word, nor but for case, spaces and punctuation.
+    """No row of the evaluation split is trained on, not even with other case, spaces or punctuation.
 
-    What a row asks is compared, not its answer: of a question with its context, of a translation the source, of a chat
-    what the assistant does not say. Judged on the training rows that were looked at: all of a small source, of a large
-    one those that were drawn. Where there are few ways to say something, `share` allows some.
+    What a row asks is compared, not its answer: a question with its context, the source of a translation, what the
+    others say in a chat. Judged on the training rows that were read: all rows of a small source, and the drawn ones of
+    a large source. If there are only few ways to say something, `share` allows some.
     """
     evaluation = _evaluated(record)
     if isinstance(evaluation, Verdict):

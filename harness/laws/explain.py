@@ -36,14 +36,19 @@ _INTRODUCTION = """\
 
 <!-- Printed by `harness explain`; a test says that it is current. -->
 
-A law is a statement about a right fine-tuning. It reads the record of a case, or of several, and is an item of
-pytest: `experiments/course.yaml::cpu-custom-fp32::loss_decreases`. Its verdict is one of
+A law is a statement that is true of every correct fine-tuning. It reads the record of a case, or of several, and is an
+item of pytest: `experiments/course.yaml::cpu-custom-fp32::loss_decreases`. Its verdict is one of
 
 - **held**: the item passes;
-- **vacuous**: nothing was found, and nothing could have been (all sequences of one length, say): skipped;
 - **broken**: it fails, with the tensor or parameter, the step, the numbers and the likely cause;
-- **not applicable**: it says nothing about this case, and the item is skipped with the reason;
-- **invalid**: the evidence cannot carry a judgement (too few steps, say): skipped with the reason.
+- **vacuous**: nothing was found, but nothing could have been (all sequences have the same length, say): skipped;
+- **not applicable**: the law says nothing about this case: skipped with the reason;
+- **invalid**: the evidence is not enough to judge (too few steps, say): skipped with the reason.
+
+Some laws need a *probe*: extra work after the training, see
+[what the laws cost](experiments.md#what-the-laws-cost). Many probes use the *twin*: a copy of the model in fp32 on the
+CPU, without dropout, where two right ways of computing the same thing differ only by rounding. Tolerances rest on the
+figures that are called *measured*.
 
 An experiment turns a law off, or sets its options, under `invariants`:
 
@@ -55,16 +60,15 @@ invariants:
 
 
 _TABLES = """\
-Two tables, each made by a command, show what they are worth: [which law caught which mistake](faults.md) that was made
-on purpose (`harness mutate`), and [what they say of right trainings](zoo.md) of every architecture
-(`harness report --laws`)."""
+Two tables, each made by a command, show how good the laws are: [which law catches which real mistake](faults.md)
+(`harness mutate`), and [what they say of right trainings](zoo.md) of every architecture (`harness report --laws`)."""
 
 
 _DEFECTS = """\
 ## Known defects of libraries
 
-They break a law in a set-up that is right. The verdict is *broken*, and its cause names the defect; an experiment that
-lives with one says so in `expect_broken`, and hears of it the day it is mended."""
+These break a law although the set-up is right. The verdict is *broken*, and its cause names the defect. An experiment
+that has to live with one declares it in `expect_broken`, and fails as soon as it is fixed."""
 
 
 def _options(law: Law) -> str:

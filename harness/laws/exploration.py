@@ -33,7 +33,7 @@ def explored(record: Record) -> dict[str, str]:
 
 @law(probes=("exploration",), slow=True)
 def holds_for_any_text(record: Record) -> Verdict:
-    """Whatever the texts, their lengths and their company in a batch, mask, encoding, coverage and padding are right.
+    """Whatever the texts, their lengths and the batches they are in: mask, encoding, coverage and padding are right.
 
     With ``--explore N`` only: hypothesis makes up N small data sets (any Unicode, special tokens spelt out, one-letter
     and over-long texts, batches of one, of equal lengths, of a long text and many short) and puts them through the

@@ -37,11 +37,11 @@ def head_is_new(
 ) -> Verdict:
     """Exactly the head of the task is newly initialised; every backbone weight comes from the checkpoint.
 
-    A wrong prefix in a checkpoint raises no error: the backbone stays random behind a warning, and the loss falls
-    all the same. Expected by default: every parameter outside the model's ``base_model_prefix``. The head of a language
-    model comes with the checkpoint, or is tied to the embeddings; it may be new, but only as a whole. Tensors that the
-    files hold under the model's names have the files' values, and between loading and the first step nothing changes:
-    all is compared bit for bit.
+    A wrong prefix in a checkpoint raises no error: there is only a warning, the backbone stays random, and the loss
+    still falls. Expected to be new by default: every parameter outside the model's ``base_model_prefix``. The head of a
+    language model comes with the checkpoint, or is tied to the embeddings; it may be new, but only as a whole. Tensors
+    that the files hold under the model's names must have the files' values, and nothing may change between loading and
+    the first step: everything is compared bit for bit.
     """
     checkpoint = record.checkpoint
     if checkpoint is None:
@@ -104,13 +104,13 @@ def _why_missing(record: Record, lost: set[str]) -> str:
 def head_changes(record: Record) -> Verdict:
     """Every new parameter moves: at some step it is at least a tenth of an optimizer step away from its start.
 
-    AdamW's first update moves every element that has a gradient by the learning rate (both moments are bias
-    corrected, so their ratio is +-1: Kingma and Ba 2015, algorithm 1), whatever the gradient's size; weight decay
-    alone moves one by learning rate x decay x value, a thousand times less. So the root mean square distance from
-    the start, at its largest, is compared with 0.1 x the highest rate that is declared for the parameter; for SGD,
-    whose update is as large as the gradient, with 0.01 x that rate x the first gradient. The largest, because a small
-    bias may pass its start again later. New parameters of the backbone whose gradient is zero by construction are left
-    out, as by backbone_changes, and those that are declared frozen.
+    AdamW's first update moves every element that has a gradient by the learning rate, whatever the gradient's size
+    (both moments are bias corrected, so their ratio is +-1: Kingma and Ba 2015, algorithm 1); weight decay alone moves
+    it by learning rate x decay x value, a thousand times less. So the largest root mean square distance from the start
+    is compared with 0.1 x the highest rate that is declared for the parameter; for SGD, whose update is proportional to
+    the gradient, with 0.01 x that rate x the first gradient. The largest one, because a small bias may later come back
+    to its start. New parameters of the backbone whose gradient is zero by construction are left out, as in
+    backbone_changes, and so are those that are declared frozen.
     """
     new = [
         parameter
@@ -146,9 +146,9 @@ def head_changes(record: Record) -> Verdict:
 def backbone_changes(record: Record) -> Verdict:
     """Every trainable backbone parameter that gets a gradient moves.
 
-    Parameters that are declared frozen are left out, and those whose gradient is zero by construction (the key biases
-    of attention cancel in the softmax, unused position rows): those below 1e-6 of the largest gradient of the first
-    step.
+    Parameters that are declared frozen are left out, and so are those whose gradient is zero by construction (the key
+    biases of attention, which cancel in the softmax, and unused position rows): those with a gradient below 1e-6 of the
+    largest one in the first step.
     """
     if record.adapters is not None:
         return not_applicable("adapters are trained in its place: see adapters_change")

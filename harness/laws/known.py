@@ -51,8 +51,8 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one", "loops_agree"),
         library="transformers, to 5.23",
         seen="2026-11",
-        what="the Trainer leaves it to a head that takes **kwargs to divide by num_items_in_batch, and most heads but "
-        "those of causal language models take it and ignore it: gradients are as many times too large as there are "
+        what="the Trainer leaves the division by num_items_in_batch to heads that take **kwargs, and most heads except "
+        "those of causal language models take it and ignore it: gradients are too large by a factor of the number of "
         "micro-batches. AdamW hides it, clipping and SGD do not",
         remedy="train.compute_loss_func: true, which gives the Trainer a loss that divides",
         thread="https://github.com/huggingface/transformers/issues/47688",
@@ -62,8 +62,8 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one", "loops_agree"),
         library="transformers, to 5.23",
         seen="2026-11",
-        what="the Trainer counts only what is called labels: of question answering it takes a mean of the "
-        "micro-batches' means, which weighs the rows of a short one more",
+        what="the Trainer only counts columns called labels: for question answering it takes the mean of the "
+        "micro-batches' means, which gives the rows of a short one more weight",
         remedy="train.drop_last: true, so that all micro-batches have as many rows",
         thread="none found",
         applies=lambda record: _trainer_accumulates(record) and _settings(record, "task") == "question-answering",
@@ -72,7 +72,7 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("save_reload_equal",),
         library="transformers 5.23",
         seen="2026-11",
-        what="BartConfig has 3 labels by default, and config.json leaves labels out where they are 2, the default of "
+        what="BartConfig has 3 labels by default, but config.json leaves labels out if there are 2, the default of "
         "all other configs: loading makes a head for 3",
         remedy="give the labels names (data.label_names), or pass num_labels where the model is loaded",
         thread="none found",
@@ -82,8 +82,8 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("save_reload_equal",),
         library="transformers 5.23",
         seen="2026-11",
-        what="_init_weights of Funnel and Youtu sets the padding token's row of the embedding to 0 through .data, past "
-        "what was loaded: what was learnt of it is lost, as the end of a text where that is the pad token",
+        what="_init_weights of Funnel and Youtu sets the pad token's row of the embedding to 0 through .data, even "
+        "after it was loaded: what was learnt of it is lost, such as the end of a text if that is the pad token",
         remedy="pad with a token that means nothing else",
         thread="none found",
         applies=lambda record: _architecture(record).startswith(("Funnel", "Youtu")),
@@ -101,8 +101,8 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("loss_is_the_declared_one", "gradient_is_the_declared_one"),
         library="transformers, 4.x to 5.23",
         seen="2026-11",
-        what="the causal heads of BART and its kind, of CPM-Ant, XLM and XLNet take each label at its own place: a "
-        "model that copies what it sees has no loss",
+        what="the causal heads of BART and its like, and of CPM-Ant, XLM and XLNet do not shift the labels: a model "
+        "that copies its input has no loss",
         remedy="shift the labels by one where the batch is made",
         thread="none found",
         applies=lambda record: (
@@ -113,8 +113,8 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("labels_masked_right",),
         library="transformers, 4.29 to 5.23",
         seen="2026-11",
-        what="DataCollatorForLanguageModeling ignores every id that is the pad token: where that is the end token, no "
-        "end of a text is learnt",
+        what="DataCollatorForLanguageModeling ignores every id that is the pad token: if that is the end token, the "
+        "end of a text is never learnt",
         remedy="make labels before padding and pad them with DataCollatorForSeq2Seq, or give the tokenizer a pad token "
         "of its own",
         thread="https://github.com/huggingface/transformers/issues/23530",
@@ -134,9 +134,9 @@ DEFECTS: tuple[Defect, ...] = (
         laws=("evaluation_loss_is_right",),
         library="transformers, 4.x to 5.23",
         seen="2026-11",
-        what="Trainer.evaluate takes eval_loss as the mean of the batches' mean losses: where batches differ in how "
-        "many tokens have a label, it depends on the batch size, and a perplexity made of it, too",
-        remedy="take losses per token in compute_metrics, or evaluate in batches of one and weigh them",
+        what="Trainer.evaluate takes eval_loss as the mean of the batches' mean losses: if batches differ in how "
+        "many tokens have a label, it depends on the batch size, and so does a perplexity made from it",
+        remedy="sum the losses of tokens in compute_metrics, or evaluate in batches of one and weight them",
         thread="https://github.com/huggingface/transformers/issues/39241",
         applies=lambda record: _settings(record, "train.loop") == "trainer" and _task(record) in _PER_TOKEN,
     ),

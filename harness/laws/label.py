@@ -78,10 +78,10 @@ def _of_tokens(example: Example) -> bool:
 def labels_masked_right(record: Record) -> Verdict:
     """Labels are -100 on padding and on all that is declared not to be learnt, and on nothing else.
 
-    What is declared comes from each example alone: prompts, special tokens and all but the first token of a word have
-    no label, the end of a text has one. Labels that are made from ids, -100 wherever an id is the pad token, take it
-    from the end of every text where the pad token is the end token: such a model never learns to stop. Exact. Where
-    tokens are hidden at random, the others have no label, and which these are is left to masking_is_random.
+    What is to be learnt follows from each example alone: prompts, special tokens and all but the first token of a word
+    have no label, the end of a text has one. Labels made from ids, with -100 wherever an id is the pad token, remove
+    the label at the end of every text if the pad token is the end token: such a model never learns to stop. Exact. If
+    tokens are masked at random, the others have no label; which tokens are masked is left to masking_is_random.
     """
     found = _rows(record)
     if found is None:
@@ -128,10 +128,10 @@ def labels_survive_truncation(
     *,
     most: Annotated[float, Field(ge=0, le=1, description="Share of the examples that may lose a label.")] = 0.0,
 ) -> Verdict:
-    """No example loses what is to be learnt of it by being cut to train.max_length.
+    """No example loses what is to be learnt from it by truncation to train.max_length.
 
-    An answer to a question that is cut off, a word without a token, a target or an answer without its end. By default
-    none may; a larger share is a choice that an experiment can declare.
+    Such as the answer to a question that is cut off, a word without a token, a target or an answer without its end. By
+    default no example may; an experiment that accepts a share of them declares it.
     """
     if not any(_of_tokens(example) or isinstance(example.label, dict) for example in record.examples):
         return not_applicable("labels are of whole texts: cutting loses none")
@@ -150,8 +150,8 @@ def labels_survive_truncation(
 def decoder_inputs_shifted(record: Record) -> Verdict:
     """The decoder gets the labels shifted by one: at each place the token before the one it has to predict.
 
-    Without the shift a decoder copies what it sees, and the loss falls to 0; with two, it predicts over a gap. Exact,
-    over the labels that are not -100.
+    Without the shift a decoder copies what it sees, and the loss falls to 0; shifted twice, it predicts across a gap.
+    Exact, over the labels that are not -100.
     """
     if not any("decoder_input_ids" in batch.tensors for batch in record.batches):
         return not_applicable("the model gets no decoder_input_ids")
@@ -181,10 +181,10 @@ def decoder_inputs_shifted(record: Record) -> Verdict:
 
 @law()
 def masking_is_random(record: Record) -> Verdict:
-    """Of the tokens of each text the declared share is drawn, 80 % of them hidden, 10 % replaced, 10 % left.
+    """Of the tokens of each text the declared share is drawn; 80 % of those are masked, 10 % replaced, 10 % left as is.
 
-    As BERT is pretrained (Devlin et al. 2019, section 3.1), drawn anew for each batch: an example that comes again is
-    hidden elsewhere. Counts over all kept batches must be within 4.5 standard deviations of a binomial's mean.
+    As in BERT's pretraining (Devlin et al. 2019, section 3.1), but drawn anew for each batch: an example that comes
+    again is masked elsewhere. Counts over all kept batches must be within 4.5 standard deviations of a binomial's mean.
     """
     if record.masking is None:
         return not_applicable("no token is hidden")

@@ -27,14 +27,15 @@ SURE = 3.0
 def loss_finite(record: Record) -> Verdict:
     """The raw loss of every step that has something to learn is a finite number.
 
-    Judged on the loss that the forward pass returned. The Trainer's log cannot serve: with
+    Judged on the loss that the forward pass returned. The Trainer's log is no substitute: with
     ``logging_nan_inf_filter`` (its default) a NaN is logged as the average of the steps around it, or as 0.0.
 
-    Where the tokens to be predicted are drawn at random, a batch of few and short texts may get none. Its loss is then
-    the mean of nothing, NaN, and its gradient is 0: such a step trains nothing and harms nothing (measured in every
-    loop, with and without label smoothing, accumulation and clipping). It is accepted if its gradient is finite, and if
-    so many such micro-batches are to be expected: of n tokens none is drawn with a chance of (1 - p)^n. Broken where
-    their number is more than 4.5 standard deviations above its mean, or where one of them is as unlikely as that.
+    Where the tokens to be predicted are drawn at random, a batch of a few short texts may get none. Its loss is then
+    the mean of nothing, NaN, and its gradient is 0: such a step trains nothing and does no harm (measured in every
+    loop, with and without label smoothing, accumulation and clipping). It is accepted if its gradient is finite and
+    such micro-batches are no more frequent than chance makes them: of n tokens none is drawn with a probability of
+    (1 - p)^n. The law is broken if their number is more than 4.5 standard deviations above its mean, or if one of them
+    is as unlikely as that.
     """
     losses = record.steps.loss
     if not losses:
@@ -97,22 +98,22 @@ def loss_decreases(
 ) -> Verdict:
     """The mean loss of the last window of steps is at least 10 % below that of the first.
 
-    Windows, not the last loss below the first: with dropout and small batches single losses scatter. On
+    Windows are compared, not single losses, because with dropout and small batches single losses scatter. On
     `sentiment.yaml` the two window means (15 steps each) differed by at most 0.3 % in six trainings whose learning
-    rate was as good as 0, and by 95 % when it trained; 10 % tells the two apart for data that is far noisier.
+    rate was practically 0, and by 95 % when it trained; 10 % tells the two apart even for far noisier data.
 
-    Invalid where that is too little to tell: the loss varies, and has not fallen in fewer than 12 steps or before the
-    warm-up is over; or it falls, and stays above the limit by less than 3 standard errors of the difference of the two
-    means. Their scatter is that of successive losses (von Neumann 1941), which leaves the slope out. Of 16 seeds of
-    `tiny.yaml` the slowest two fell by 7 % and missed the limit by 1.0 and 2.6 such errors; with a rate of 0, the
-    least was 6.1.
+    The law is invalid if the steps are too few to tell: the loss varies, and has not fallen in fewer than 12 steps or
+    before the warm-up is over; or it falls, and stays above the limit by less than 3 standard errors of the difference
+    of the two means. Their scatter is estimated from successive losses (von Neumann 1941), which leaves out the slope.
+    Of 16 seeds of `tiny.yaml` the slowest two fell by 7 % and missed the limit by 1.0 and 2.6 such errors; with a rate
+    of 0, the least was 6.1.
 
-    Invalid, too, where the declared learning rate cannot do it: an optimizer of Adam's kind moves a weight by the rate
-    at most, so to first order n weights lower the loss by no more than the sum over steps of the rate times sqrt(n)
-    times the gradient's norm (Cauchy and Schwarz); plain gradient descent by rate times norm squared. Where nothing is
-    new, as in a language model that goes on learning, the loss is low from the start, and nobody can say how much lower
-    it should get: there a fall of more than 3 standard errors is asked, less is invalid as long as weights move, and
-    only a loss that rises by as much is broken.
+    It is also invalid if the declared learning rate is too low for it. An optimizer such as Adam moves a weight by at
+    most the rate, so to first order n weights lower the loss by no more than the sum over steps of the rate times
+    sqrt(n) times the gradient's norm (Cauchy-Schwarz); plain gradient descent lowers it by the rate times the norm
+    squared. If no parameter is new, as in a language model that goes on learning, the loss is low from the start, and
+    nobody can say how far it should fall. Then the law also holds if it falls by more than 3 standard errors, is broken
+    only if it rises by as much, and is invalid in between, as long as the weights move.
     """
     losses = record.steps.losses
     width = window or max(1, len(losses) // 4)

@@ -48,10 +48,10 @@ def loss_is_the_declared_one(
 ) -> Verdict:
     """The loss, and its gradient by the logits, equal an independent formula.
 
-    The task's loss (cross-entropy but for several classes at once and for numbers), written out in fp64 over the
-    logits that the forward pass gave, on the fp32 twin. The gradient is the stronger form: it sees shift, scale, sign,
-    ignore index and broadcasting at once, even where the values happen to agree. Loss within 1e-5, gradient within 1e-4
-    (measured on right trainings: below 1e-7).
+    The task's loss (cross-entropy, except for several classes at once and for numbers), written out in fp64 over the
+    logits of the forward pass, on the fp32 twin. The gradient is the stronger check: it shows mistakes in shift, scale,
+    sign, ignore index and broadcasting at once, even if the values happen to agree. Loss within 1e-5, gradient within
+    1e-4 (measured on right trainings: below 1e-7).
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
@@ -96,13 +96,13 @@ def gradient_is_the_declared_one(
 ) -> Verdict:
     """Just before each optimizer step the gradient is that of the declared loss on that step's batch.
 
-    The case's own loop trains the twin; at the same weights, on the same batch, the gradient is computed once more.
-    Relative distance over all parameters at most 1e-3 (measured on right trainings: below 1e-6). It sees gradients
-    that were not cleared, scaled, clipped, detached or taken of another batch, which AdamW's loss curve hides. Where
-    micro-batches accumulate, the loss is a mean over all terms of the step, and they are made unequal where possible.
-    In the last step all gradients are made 4096 times larger, so that a limit on their norm shows where they are small;
-    where a limit is declared, they are made as much smaller in the second, where it must do nothing, and the norm that
-    was clipped is compared, too.
+    The case's own loop trains the twin; with the same weights and on the same batch, the gradient is computed once
+    more. Relative distance over all parameters at most 1e-3 (measured on right trainings: below 1e-6). This shows
+    gradients that were not cleared, or that were wrongly scaled, clipped, detached or taken from another batch, all of
+    which AdamW's loss curve hides. With gradient accumulation the loss is a mean over all terms of the step, and the
+    micro-batches are made unequal if possible. In the last step all gradients are made 4096 times larger, so that an
+    undeclared limit on their norm shows even if they are small. If a limit is declared, they are made 4096 times
+    smaller in the second step, where it must do nothing, and the norm that was clipped is compared, too.
     """
     steps = _steps(record)
     if isinstance(steps, Verdict):
@@ -171,7 +171,7 @@ def update_is_the_declared_one(
     AdamW, Adam, SGD or Adafactor by its published algorithm, in fp64, from the optimizer's own state before the step,
     with the learning rate and weight decay that are declared for each parameter; compared over elements whose gradient
     is not rounding noise (of large tensors over 16,384 of them, evenly spaced). Within 1e-4 of the displacement, or of
-    what fp32 can represent (measured on right trainings: 1e-6 to 5e-5). Starting afresh from the state at each step,
+    what fp32 can represent (measured on right trainings: 1e-6 to 5e-5). Each step starts from the optimizer's state, so
     errors do not add up.
     """
     steps = _steps(record)

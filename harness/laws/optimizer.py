@@ -15,9 +15,9 @@ CLASSES = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "adafactor": "Adafact
 def optimizer_covers_trainable(record: Record) -> Verdict:
     """The optimizer holds every trainable parameter of the model, each once, with the declared settings.
 
-    Looked at at its first step and compared by identity, so an optimizer made before the model was moved, resized or
-    wrapped is seen: it holds copies. The class, betas, eps or momentum, and for every parameter the weight decay and
-    the learning rate of its group are compared exactly with what the experiment declares for it.
+    Checked at its first step and compared by identity, so it shows if the optimizer was made before the model was
+    moved, resized or wrapped: then it holds copies. The class, betas, eps or momentum, and for every parameter the
+    weight decay and the learning rate of its group are compared exactly with what the experiment declares for it.
     """
     optimizer = record.optimizer
     if optimizer is None:
@@ -87,8 +87,8 @@ def schedule_followed(record: Record) -> Verdict:
     """The learning rate of every optimizer step is the declared one, in every parameter group.
 
     Read from the optimizer at the moment it steps, and compared with the closed form within 1e-12 (relative): linear
-    from 0 over the warm-up, then constant, or falling to 0 in a line or as half a cosine (Loshchilov and Hutter 2017).
-    Steps that a loss scaler leaves out move no schedule.
+    from 0 over the warm-up, then constant, or falling to 0 linearly or as half a cosine (Loshchilov and Hutter 2017).
+    Steps that a loss scaler skips do not advance the schedule.
     """
     rates = record.steps.learning_rate
     if not rates:

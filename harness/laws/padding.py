@@ -148,8 +148,9 @@ def _wrong_count(record: Record) -> str | None:
 def padding_mask_correct(record: Record) -> Verdict:
     """attention_mask is 1 exactly on real tokens and 0 on padding, on the tokenizer's side, over pad ids.
 
-    What is real comes from the tokenizer's encoding of each sequence alone, never from ``ids != pad_id``: a pad
-    token may also occur as a text token. Exact. Rows that do not hold their text are left to tokens_match_tokenizer.
+    Which tokens are real comes from the tokenizer's encoding of each sequence alone, never from ``ids != pad_id``,
+    because the pad token may also occur in a text. Exact. Rows that do not hold their text are left to
+    tokens_match_tokenizer.
     """
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
@@ -250,9 +251,9 @@ def _runs(mask: tuple[int, ...]) -> str:
 def tokens_match_tokenizer(record: Record) -> Verdict:
     """Every row of a batch is the tokenizer's own encoding of that sequence alone, then padding.
 
-    Compared token by token with the sequence encoded outside any batch, and so is every other column that the
-    tokenizer gives, such as token_type_ids. Exact. On which side the padding is, and
-    what it consists of, is left to padding_mask_correct.
+    Compared token by token with the sequence encoded outside of any batch, as is every other column that the
+    tokenizer returns, such as token_type_ids. Exact. The side of the padding, and what it consists of, are left to
+    padding_mask_correct.
     """
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:

@@ -24,12 +24,12 @@ def pretraining_shows(
 ) -> Verdict:
     """A pretrained language model reads the data's texts as language: far better than chance, before any step.
 
-    The mean loss of its own pretraining task over the texts as the case encodes them (the next token, or hidden ones)
-    is below 0.6 ln V, where ln V is that of a guess among the V tokens, and below that of the same texts with every
-    word replaced by another. Weights of another model, a tokenizer that is not the checkpoint's, or none of the
-    weights at all leave it at ln V or far above: shapes fit, the loss of the fine-tuning falls all the same. For
+    The mean loss of its own pretraining task over the texts as the case encodes them (the next token, or masked ones)
+    must be below 0.6 ln V, where ln V is the loss of a guess among the V tokens, and below that of the same texts with
+    every word replaced by another. With the weights of another model, a tokenizer that is not the checkpoint's, or no
+    pretrained weights at all, it is ln V or far above, although all shapes fit and the fine-tuning's loss falls. For
     checkpoints that hold a language model, whatever head is trained. Texts unlike anything it has read (another
-    language, a code of symbols) may be as hard for it: an experiment that means them allows a larger share.
+    language, a code of symbols) may be as hard for it: an experiment that uses them on purpose allows a larger share.
     """
     evidence = probed(record, "prior")
     if isinstance(evidence, Verdict):

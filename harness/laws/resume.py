@@ -35,11 +35,11 @@ def resume_equivalent(
         float | None, Field(gt=0, description="Largest difference of losses, relative above 1; by default by device.")
     ] = None,
 ) -> Verdict:
-    """A training that goes on from its checkpoint in another process takes the steps that it took without a stop.
+    """A training that resumes from its checkpoint in another process takes the same steps as without interruption.
 
-    After `train.resume_at` steps the loop writes a checkpoint its own way; a fresh process loads it and takes the
-    remaining steps. Compared are weights, optimizer moments and scaler when it goes on, then each step's batch,
-    learning rate, random numbers and loss, then the weights at the end. Exact on a CPU, dropout included (measured in
+    After `train.resume_at` steps the loop writes a checkpoint in its own way; a fresh process loads it and takes the
+    remaining steps. Compared are weights, optimizer moments and scaler when it resumes, then each step's batch,
+    learning rate, random numbers and loss, then the weights at the end. Exact on a CPU, including dropout (measured in
     every loop: bitwise equal); elsewhere losses within 1e-3. Everything that differs is named.
     """
     evidence = probed(record, "resumed")

@@ -16,11 +16,11 @@ Share = Annotated[float, Field(ge=0, le=1, description="The largest share that s
 
 @law()
 def labels_in_range(record: Record) -> Verdict:
-    """Every label is one of the model's classes, 0 to their number less one.
+    """Every label is one of the model's classes, from 0 to their number minus one.
 
-    Judged on all rows of a small source, of a large one on those that were drawn, and on the labels that reached the
-    model in the kept batches. A label of -100 is outside too: the loss ignores it silently, and the row teaches
-    nothing. A label beyond the last class is an index out of bounds, on a GPU an assertion without a place.
+    Judged on all rows of a small source, on the drawn rows of a large one, and on the labels that reached the
+    model in the kept batches. A label of -100 is outside, too: the loss ignores it silently, and the row teaches
+    nothing. A label beyond the last class is an index out of bounds, and on a GPU an assertion that does not say where.
     """
     if (data := _seen(record)) is None:
         return invalid("no row was looked at")
@@ -45,10 +45,10 @@ def labels_in_range(record: Record) -> Verdict:
 
 @law()
 def no_conflicting_duplicates(record: Record, *, share: Share = 0.01) -> Verdict:
-    """No text stands in the data twice with two labels, but for a small share of the rows.
+    """No text occurs in the data with two different labels, except for a small share of the rows.
 
-    Texts are compared without regard to case and spaces. Such rows teach both labels, and bound the accuracy that is
-    possible. The default allows 1 in 100, a convention: large hand-labelled sets have a few (Northcutt, Athalye and
+    Texts are compared without regard to case and spaces. Such rows teach both labels, and limit the accuracy that can
+    be reached. The default allows 1 in 100, a convention: large hand-labelled sets have a few (Northcutt, Athalye and
     Mueller 2021 estimate 3.3 % wrong labels in ten well-known ones, on average).
     """
     if (data := _seen(record)) is None:
@@ -66,11 +66,11 @@ def no_conflicting_duplicates(record: Record, *, share: Share = 0.01) -> Verdict
 
 @law()
 def tokens_are_known(record: Record, *, share: Share = 0.05) -> Verdict:
-    """The tokenizer knows the words of the data: few tokens are the unknown one.
+    """The tokenizer knows the words of the data: only few tokens are the unknown token.
 
     Special tokens are not counted. To the model all unknown tokens are the same word. The default of 1 in 20 is a
-    convention: single foreign names and emoji pass it, another script or a lost normaliser does not. Byte-level
-    tokenizers know everything.
+    convention: occasional foreign names and emoji pass it, another script or a lost normalizer does not. Byte-level
+    tokenizers have no unknown tokens.
     """
     if (data := _seen(record)) is None:
         return invalid("no row was looked at")
@@ -87,10 +87,10 @@ def tokens_are_known(record: Record, *, share: Share = 0.05) -> Verdict:
 
 @law()
 def texts_are_whole(record: Record, *, share: Share = 0.1) -> Verdict:
-    """Texts reach the model whole: few are longer than the longest encoding.
+    """Texts reach the model whole: only few are longer than the maximum length.
 
-    What is cut off is gone silently, and often holds what the label is about. The default of 1 in 10 is a convention;
-    an experiment that cuts on purpose declares a larger share.
+    What is truncated is lost silently, and often holds what the label is about. The default of 1 in 10 is a convention;
+    an experiment that truncates on purpose declares a larger share.
     """
     if (data := _seen(record)) is None:
         return invalid("no row was looked at")

@@ -20,10 +20,10 @@ def overfits_one_batch(
 ) -> Verdict:
     """A handful of examples can be learnt by heart: their loss falls below a tenth within 150 steps.
 
-    On the twin, with the harness's own Adam and the model's own loss, on examples of different labels cut to one
-    length (a model that ignores its input tells examples apart by length). Faults in head or loss leave a floor: a
-    double softmax 0.31 of 0.69 for two classes, 0.55 of 1.10 for three. Electra and MobileBERT with random weights
-    need more steps (measured 0.27 and 0.32 of the first loss): a known false alarm.
+    On the twin, with the harness's own Adam and the model's own loss, on examples of different labels cut to the same
+    length (a model that ignores its input could tell examples apart by length). With a fault in head or loss, the loss
+    cannot fall below a floor: with a double softmax 0.31 of 0.69 for two classes, 0.55 of 1.10 for three. Electra and
+    MobileBERT with random weights need more steps (measured 0.27 and 0.32 of the first loss): a known false alarm.
     """
     evidence = probed(record, "overfit")
     if isinstance(evidence, Verdict):
@@ -44,11 +44,11 @@ def overfits_one_batch(
 
 @law(probes=("determinism",), slow=True)
 def deterministic(record: Record) -> Verdict:
-    """The same seed gives the same weights, bit for bit; another seed gives others.
+    """The same seed gives the same weights, bit for bit; another seed gives different ones.
 
-    The whole case, from loading on, three times for a few steps on its own device. Exact on a CPU. On CUDA some
-    operators add in another order each time: where weights differ there, the losses must agree as those of two loops
-    do (see loops_agree).
+    The whole case, including the loading, runs three times for a few steps on its own device. Exact on a CPU. On CUDA
+    some operators add in a different order each time: if weights differ there, the losses must agree as closely as
+    those of two loops (see loops_agree).
     """
     evidence = probed(record, "determinism")
     if isinstance(evidence, Verdict):

@@ -12,11 +12,11 @@ MERGED = 1e-5
 
 @law()
 def dropout_on_in_training(record: Record) -> Verdict:
-    """Every module with dropout or running statistics is in train mode in every training forward pass, and draws anew.
+    """In every training forward pass, all modules with dropout or running statistics are in train mode and draw anew.
 
-    Inner modules are looked at, not the outer flag: a wrapper can be in train mode and the model inside it not, as
-    `from_pretrained` returns it. The dropouts are those of the checkpoint, and no step starts from the random state of
-    an earlier one: an evaluation that sets the seed makes all steps drop the same units.
+    The inner modules are checked, not the outer flag: a wrapper can be in train mode while the model inside it is not,
+    as `from_pretrained` returns it. The dropout rates are those of the checkpoint, and no step starts from the random
+    state of an earlier one: an evaluation that sets the seed would make all steps drop the same units.
     """
     modes = record.modes
     if modes is None:
@@ -46,8 +46,8 @@ def dropout_on_in_training(record: Record) -> Verdict:
 def no_graph_kept(record: Record) -> Verdict:
     """No step's autograd graph outlives the next step.
 
-    A token in the graph of every step tells whether the graph still lives. Adding losses up without detaching them
-    keeps all of them, and memory grows until it ends.
+    A marker in the graph of every step tells whether the graph is still alive. Summing losses without detaching them
+    keeps all graphs, and memory grows until it runs out.
     """
     alive = record.steps.graphs
     if len(alive) < 3:
@@ -64,10 +64,10 @@ def no_graph_kept(record: Record) -> Verdict:
 def save_reload_equal(record: Record) -> Verdict:
     """The trained model, saved and loaded again, has the same weights, logits, tokenizer and label names.
 
-    ``save_pretrained`` into an empty folder, and loading from there as inference does, in another process. Exact: the
-    logits of a padded batch on the CPU are bitwise equal. Adapters are saved without the weights that they are beside,
-    and loaded onto the checkpoint as it was; merged into it, they give the same logits within 1e-5 of the largest
-    (measured: up to 6e-7): the order of sums is another one.
+    ``save_pretrained`` into an empty folder, and loading from there in another process, as for inference. Exact: the
+    logits of a padded batch on the CPU are bitwise equal. Adapters are saved without the weights of the checkpoint and
+    loaded onto the original checkpoint; merged into it, they give the same logits within 1e-5 of the largest
+    (measured: up to 6e-7), because sums are then taken in another order.
     """
     saved = probed(record, "saved")
     if isinstance(saved, Verdict):

@@ -24,10 +24,11 @@ def accumulation_equivalent(
 ) -> Verdict:
     """A step over several micro-batches has the loss and the gradient of the same rows in one batch.
 
-    The case's own loop takes one step on the fp32 twin with the declared number of micro-batches, and one with all
-    their rows in a single batch; the micro-batches are of unequal size. A mean of their means, which libraries computed
-    until 2024, weighs short ones more (transformers PR 34191). Gradients within 1e-3 of their norm, the loss within
-    1e-4 (measured on right trainings: below 1e-6). Where tokens are hidden at random, two batches are never the same.
+    The case's own loop takes one step on the fp32 twin with the declared number of micro-batches, of unequal size, and
+    one with all their rows in a single batch. A mean of means, which libraries computed until 2024, gives short
+    micro-batches more weight (transformers PR 34191). Gradients within 1e-3 of their norm, the loss within
+    1e-4 (measured on right trainings: below 1e-6). Not applicable if tokens are masked at random, since two batches are
+    then never the same.
     """
     if train(record)["gradient_accumulation"] == 1:
         return not_applicable("each step has one batch")
@@ -59,12 +60,12 @@ def _why_not_equivalent(losses: float, scale: float, micro_batches: int) -> str:
 
 @law()
 def clipping_bounds(record: Record) -> Verdict:
-    """Gradients whose norm is above the declared limit are scaled down to it, and all others are left alone.
+    """Gradients whose norm is above the declared limit are scaled down to it, and all others are left as they are.
 
-    The norm before is what the clipping function returned, the norm after is taken of the gradients that the optimizer
-    steps with (Pascanu et al. 2013, algorithm 1). Within 1e-3, in bf16-pure within 2e-2: a number has 8 bits there.
-    Clipping while a loss scale is still in the gradients crushes them by it. Where no limit is declared, a loop that
-    tells the norm must step with the same.
+    The norm before is what the clipping function returned, the norm after is that of the gradients that the optimizer
+    steps with (Pascanu et al. 2013, algorithm 1). Within 1e-3, in bf16-pure within 2e-2, where a number has 8 bits.
+    Clipping while the loss scale is still in the gradients makes them smaller by that scale. If no limit is declared, a
+    loop that reports the norm must step with that same norm.
     """
     limit, steps = train(record)["max_grad_norm"], record.steps
     if len(steps.gradient_norm) != len(steps.loss) or len(steps.gradient_norm_before) != len(steps.loss):
@@ -103,11 +104,12 @@ def _why_not_clipped(before: float, after: float, limit: float | None) -> str:
 
 @law(probes=("steps",))
 def scaler_used_right(record: Record) -> Verdict:
-    """In fp16 the loss is scaled, the gradients are unscaled again, and a step is left out where one overflows.
+    """In fp16 the loss is scaled, the gradients are unscaled again, and a step is skipped if one of them overflows.
 
-    The gradient at the model's loss is the scale (Micikevicius et al. 2018, section 3.2), shared out over
-    micro-batches. Gradients that the optimizer gets are finite, and of the size they have on the fp32 twin, not larger
-    by the square root of the scale. The scale falls where a step is left out, and never elsewhere.
+    The gradient at the model's loss is the scale (Micikevicius et al. 2018, section 3.2), divided over the
+    micro-batches. Gradients that the optimizer gets are finite, and their norm is at most that on the fp32 twin times
+    four times the square root of the scale, which gradients that are still scaled exceed. The scale falls when a step
+    is skipped, and never otherwise.
     """
     if record.settings["precision"] != "fp16":
         return not_applicable(f"no loss is scaled in {record.settings['precision']}")
@@ -164,10 +166,10 @@ def updates_not_lost(
 ) -> Verdict:
     """In bf16-pure, at most a quarter of the gradient moves nothing because the update rounds to nothing.
 
-    A weight keeps 8 bits in bf16: an update below a 256th of it, as most are at the usual rates, is lost whole. Of the
-    gradient, by absolute value and over a sample of the weights, the part whose weights a step did not move; the median
-    over steps with a learning rate above 0. Measured on MiniLM with AdamW: 95 % of the elements at 2e-5, 76 % at 5e-5,
-    6 % at 1e-3, and 0.0 % in fp32.
+    A weight has 8 bits in bf16: an update below a 256th of it, as most are at the usual rates, is lost entirely. Judged
+    is the part of the gradient (by absolute value, over a sample of the weights) whose weights a step did not move, as
+    the median over steps with a learning rate above 0. Measured on MiniLM with AdamW: 95 % of the elements at 2e-5,
+    76 % at 5e-5, 6 % at 1e-3, and 0.0 % in fp32.
     """
     if record.settings["precision"] != "bf16-pure":
         return not_applicable(f"weights are kept in fp32 in {record.settings['precision']}")
@@ -193,8 +195,8 @@ def updates_not_lost(
 def frozen_stay(record: Record) -> Verdict:
     """What is declared frozen gets no gradient, is not in the optimizer, and ends bit for bit as it began.
 
-    Under adapters that is everything beside them but what is trained whole. Running statistics of frozen modules count,
-    too: in train mode they drift without any gradient.
+    With adapters that is everything else, except the modules that are trained in full. Running statistics of frozen
+    modules count, too: in train mode they drift without any gradient.
     """
     declared = [one for one in record.parameters if is_frozen(record, one) or is_beside_adapters(record, one)]
     if not train(record)["freeze"] and record.adapters is None:

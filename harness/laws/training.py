@@ -10,7 +10,7 @@ from harness.record import Record
 def trains(record: Record) -> Verdict:
     """The case loads, trains every step it declares, and comes to its end.
 
-    Running out of memory breaks it too: a set-up that does not fit the device does not train.
+    Running out of memory breaks it, too: a set-up that does not fit on the device does not train.
     """
     if record.outcome == "skipped":
         return not_applicable(record.reason)
