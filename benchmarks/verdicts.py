@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy
@@ -31,8 +32,8 @@ from traces import Round, read
 
 from harness.ab.turns import LOOKS, PROCESSES
 from harness.compare import MARGIN, Losses, Measure, Pair
-from harness.compare.measure import judged
-from harness.compare.statistic import CONFIDENCE, PROCESS, TURNS, Run, Shift, holm, paired, shift
+from harness.compare.measure import judged_together
+from harness.compare.statistic import CONFIDENCE, TURNS, Run, Shift, in_processes, shift
 
 SLOWER = (0.0, 0.03, 0.05)
 Array = numpy.ndarray
@@ -149,8 +150,9 @@ def harness_ab(sides: Sides) -> str:
         if len(base) < TURNS or len(base) != len(new):
             return "no turns"
         differences = [median(two.logs) - median(one.logs) for one, two in zip(base, new, strict=True)]
-        confidence = 1 - (1 - CONFIDENCE) * LOOKS[PROCESSES]
-        return paired(differences, confidence=confidence, between=PROCESS / math.sqrt(PROCESSES))
+        ends = [len(differences) * place // PROCESSES for place in range(PROCESSES + 1)]
+        parts = [differences[begin:end] for begin, end in pairwise(ends) if begin < end]
+        return in_processes(parts, 1 - (1 - CONFIDENCE) * LOOKS[PROCESSES])
 
     return _speed(judge, sides)
 
@@ -164,9 +166,7 @@ def _speed(judge: Callable[[Sequence[Run], Sequence[Run]], Shift | str], sides: 
         if isinstance(found, str):
             return "undecided"  # too few steps, or others were busier beside one side
         measures.append(Measure(name, "undecided", shift=found))
-    adjusted = holm([measure.shift.probability for measure in measures if measure.shift])
-    both = [judged(measure, each, MARGIN, 2) for measure, each in zip(measures, adjusted, strict=True)]
-    return Pair("", (), (), tuple(both), Losses("same", "")).speed
+    return Pair("", (), (), tuple(judged_together(measures, MARGIN)), Losses("same", "")).speed
 
 
 def _run(each: Piece, seconds: Array) -> Run:

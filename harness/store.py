@@ -148,10 +148,8 @@ Content = tuple[object, bytes | str]
 def _content(file: object, get: Callable[[], bytes]) -> Content:
     try:
         return file, get()
-    except OSError as error:
-        return file, f"cannot be read: {error.strerror or error}"
     except Exception as error:  # of a file system that is not this machine's
-        return file, f"cannot be read: {type(error).__name__}: {error}"
+        return file, f"cannot be read: {getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'}"
 
 
 def _gather(contents: Iterable[Content]) -> Reading:
@@ -208,7 +206,8 @@ def _parse(line: bytes) -> list[Record] | str:
     if data["format"] > FORMAT:
         return f"record of format {data['format']}, this harness reads up to {FORMAT}; upgrade pytest-finetune"
     try:
-        return [Record.from_json(line)]
+        record = Record.from_json(line)
+        return [record] if record.settings or not record.finished else "not a record: it finished without settings"
     except ValidationError as error:
         first = error.errors()[0]
         return f"not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 
 import numpy
 import pytest
@@ -16,6 +17,7 @@ from harness.compare.statistic import (
     Run,
     Shift,
     holm,
+    in_processes,
     in_turns,
     locally,
     paired,
@@ -311,12 +313,52 @@ def test_differences_of_a_coarse_clock_are_no_trouble(differences: list[float]) 
     assert 0 <= probability <= 1
 
 
+def of_processes(*means: float, scatter: float = 0.01, number: int = 150, seed: int = 0) -> list[list[float]]:
+    """Differences of a pair of processes for each mean."""
+    generator = random.Random(seed)
+    return [[generator.gauss(mean, scatter) for _ in range(number)] for mean in means]
+
+
 def test_what_processes_differ_by_widens_the_interval() -> None:
-    """To both sides, and however many differences there are."""
-    differences = busy_now_and_then(random.Random(3))
-    one, two = paired(differences), paired(differences, between=0.01)
-    assert two.low < one.low < one.ratio < one.high < two.high
-    assert two.probability >= one.probability
+    """To both sides, and the less, the more processes there are; no more turns make it narrower than that."""
+    one, four = of_processes(0.006), of_processes(*(0.006,) * 4)
+    turns, found, several = paired(one[0]), in_processes(one), in_processes(four)
+    assert turns.probability < 1e-6 < 1 - CONFIDENCE < found.probability
+    assert found.low < 1 < turns.low < turns.high < found.high
+    assert several.high < found.high
+    assert in_processes(of_processes(*(0.006,) * 4, number=4000)).smallest == pytest.approx(several.least, rel=0.3)
+
+
+def test_what_processes_of_the_job_differ_by_counts() -> None:
+    """The same mean of processes that differ by much is certain of nothing; of alike ones it is."""
+    assert in_processes(of_processes(0.03, 0.03, 0.031, 0.029)).low > 1
+    apart = in_processes(of_processes(0.0, 0.06, 0.06, 0.0))
+    assert apart.low < 1 < apart.ratio < apart.high
+    assert apart.least > 0.06
+
+
+def test_what_turns_scatter_by_is_not_taken_for_a_difference_of_processes() -> None:
+    """Medians of few noisy turns differ; that is in the interval of the turns already."""
+    noisy = [in_processes(of_processes(*(0.0,) * 4, scatter=0.1, number=20, seed=seed)).least for seed in range(40)]
+    assert median(noisy) < 2 * in_processes(of_processes(*(0.0,) * 4)).least
+
+
+@pytest.mark.parametrize("deviation", [0.006, 0.02])
+def test_processes_that_differ_by_chance_are_no_slowdown(deviation: float) -> None:
+    """Whatever they differ by: 0.5 % of false alarms is promised, few of 200 jobs asked."""
+    generator = random.Random(7)
+    alarms = 0
+    for seed in range(200):
+        means = [generator.gauss(0, deviation * math.sqrt(2)) for _ in range(4)]
+        alarms += in_processes(of_processes(*means, number=30, seed=seed)).probability <= 1 - CONFIDENCE
+    assert alarms <= 5
+
+
+def test_a_busy_process_counts_for_less() -> None:
+    """One whose differences are three times as large hardly does: two of four are not known as well as four."""
+    quiet = in_processes(of_processes(*(0.0,) * 4))
+    busy = [*of_processes(0.0, 0.0), *of_processes(0.0, 0.0, scatter=0.05)]
+    assert in_processes(busy).least > 1.2 * quiet.least
 
 
 # A machine that is busier beside one side

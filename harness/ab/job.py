@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist, median
+from statistics import median
 
 from harness.ab.process import Live, Side, SideFailed
-from harness.ab.turns import LOOKS, PROCESSES, Steps, Turns, alternate
+from harness.ab.turns import Steps, Turns, alternate
 from harness.compare import MARGIN, Comparison, Measure, NotComparable, Pair, check_axes
 from harness.compare.comparison import LEFT_OUT, refuse
 from harness.compare.loss import between
 from harness.compare.measure import TIMES, TimeName, judged_together, measures
-from harness.compare.statistic import CONFIDENCE, PROCESS, TURNS, paired, turns_for
+from harness.compare.statistic import CONFIDENCE, TURNS, in_processes, paired, turns_for
 from harness.compare.triage import libraries
 from harness.errors import HarnessError, count
 from harness.laws import judge
@@ -23,12 +22,6 @@ from harness.report.comparison import interval
 
 LIBRARIES = "libraries"
 """The axis that stands for all versions of libraries, and what follows from them."""
-
-LEAST = math.expm1(
-    (NormalDist().inv_cdf(1 - (1 - CONFIDENCE) * LOOKS[PROCESSES] / 2) + NormalDist().inv_cdf(0.8))
-    * (PROCESS * math.sqrt(2 / PROCESSES))
-)
-"""The smallest difference that shows in four of five jobs however long they are: of what processes differ by."""
 
 Told = Callable[[str], None]
 
@@ -59,13 +52,14 @@ def compare_sides(base: Side, new: Side, job: Job, told: Told = lambda text: Non
         HarnessError: a side cannot be run, there is no case, or none can be compared (`NotComparable`).
     """
     found, chance = list[Pair | str | HarnessError](), random.Random(job.seed)
-    with _start(base, job) as one, _start(new, job) as two:
-        sides = one, two
-        common, notes = _common(sides)
+    first, second = chance.sample((base, new), 2)  # who comes first finds another machine
+    with _start(first, job) as one, _start(second, job) as two:
+        sides = (one, two) if first is base else (two, one)
+        common, notes = _common(sides, job)
         for name in common:
             try:
                 if found and isinstance(found[-1], SideFailed):
-                    _anew(sides)
+                    _anew(sides, chance)
                 found.append(_case(name, sides, job, len(common), chance, told))
             except (SideFailed, NotComparable) as error:
                 found.append(error)
@@ -83,7 +77,7 @@ def _start(side: Side, job: Job) -> Live:
     return Live(side, [*job.options, *job.experiments])
 
 
-def _common(sides: tuple[Live, Live]) -> tuple[list[str], list[str]]:
+def _common(sides: tuple[Live, Live], job: Job) -> tuple[list[str], list[str]]:
     """Names of the cases that both sides have, and a line for each other one.
 
     Raises:
@@ -94,7 +88,8 @@ def _common(sides: tuple[Live, Live]) -> tuple[list[str], list[str]]:
     notes += [f"only in new: {name}" for name in two if name not in one]
     if common := [name for name in one if name in two]:
         return common, notes
-    raise HarnessError("no case is on both sides: " + ("; ".join(notes) or "pytest collects none"))
+    none = f"pytest collects none of {' '.join([*job.experiments, *job.options])}"
+    raise HarnessError("no case is on both sides: " + ("; ".join(notes) or none))
 
 
 def _collected(live: Live) -> list[str]:
@@ -131,8 +126,9 @@ def _in_turns(sides: tuple[Live, Live], judging: Timed, chance: random.Random, t
     def begin() -> tuple[_Timing, _Timing]:
         """Both in the processes that trained as declared, and after that in others."""
         if begun:
-            _anew(sides)
-        begun[:] = [_Timing(live, pair.case) for live in sides]
+            _anew(sides, chance)
+        timings = {live: _Timing(live, pair.case) for live in chance.sample(sides, 2)}
+        begun[:] = [timings[live] for live in sides]
         return begun[0], begun[1]
 
     for turns, spent in alternate(begin, budget, chance):
@@ -145,8 +141,8 @@ def _in_turns(sides: tuple[Live, Live], judging: Timed, chance: random.Random, t
     return pair
 
 
-def _anew(sides: Sequence[Live]) -> None:
-    for live in sides:
+def _anew(sides: Sequence[Live], chance: random.Random) -> None:
+    for live in chance.sample(sides, 2):
         live.anew()
     for live in sides:  # both start before either is waited for
         _collected(live)
@@ -240,12 +236,11 @@ class Timed:
             return None
         work = median(base.steps.real_tokens) or median(base.steps.samples) or 1
         one, two = (median(turns.steps(side, column)) / work for side in (0, 1))
-        between = PROCESS / math.sqrt(turns.processes(differences))
-        return Measure(name, "undecided", one, two, paired(differences, confidence=confidence, between=between))
+        return Measure(name, "undecided", one, two, in_processes(turns.by_process(differences), confidence))
 
 
 def _advice(measure: Measure) -> str:
     """What the turns could not show, and how far more of them would help."""
     assert measure.shift is not None
     why = f"less than {measure.shift.smallest:.1%} would not have shown in {measure.shift.turns} turns"
-    return f"{why}; a longer --budget shows smaller ones, but none below {LEAST:.1%}"
+    return f"{why}; a longer --budget shows smaller ones, but none below {measure.shift.least:.1%}"

@@ -88,16 +88,10 @@ class Turns:
         found = [median(two - one for one, two in zip(*each, strict=True)) for each in logs if all(each)]  # type: ignore[arg-type]
         return found if len(found) == len(logs) else None
 
-    def processes(self, differences: Sequence[float]) -> float:
-        """Of how many processes of a side, if all counted the same, differences are the mean: one that had a quiet time
-        counts for more than one that had a busy one (Kish's effective size).
-        """
-        parts = [differences[begin:end] for begin, end in pairwise([*self.begun, len(differences)]) if begin < end]
-        sizes = [(len(part), median(map(abs, part))) for part in parts]
-        if not all(size for _, size in sizes):
-            return float(len(parts) or 1)
-        weights = [number / size**2 for number, size in sizes]
-        return math.fsum(weights) ** 2 / math.fsum(weight**2 for weight in weights)
+    def by_process(self, differences: Sequence[float]) -> list[Sequence[float]]:
+        """Those of each pair of processes."""
+        ends = [*self.begun, len(differences)]
+        return [differences[begin:end] for begin, end in pairwise(ends) if begin < end]
 
     def calibration(self) -> list[float]:
         """The same by the clock on the wall of the base and itself; its turns are of other steps."""

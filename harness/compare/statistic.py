@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist, median, variance
+from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean, median, variance
 from typing import Any
 
 CONFIDENCE = 0.995
@@ -59,6 +59,10 @@ layout of memory and the like move whole runs by a percent or more (Mytkowicz et
 2 processors it was 0.6 % in 14 jobs of `harness ab` of a tiny BERT, two processes each; 28 of four at a time, which
 find less of their own in the caches, differed by 1.2 %, also with one hash seed or one layout of addresses."""
 
+PRIOR = 4
+"""How many pairs of processes `PROCESS` counts for beside those of a job, which may differ by more: in 10 pairs each of
+two tiny BERTs, under a load of 4 to 7, it was 1.2 and 1.3 %. Of jobs drawn from those, with equal code, 2 and 16 % were
+certain of a difference by the processor's clock as long as `PROCESS` was all that was known, and 0.2 % since."""
 
 OTHERS = 0.1
 """Share by which sides that ran one after the other may differ in how much of the time they had a processor. Beyond
@@ -90,13 +94,14 @@ class Shift:
     turns: int = 0
     """Pairs of runs that took turns; 0 where they ran one after the other."""
     confidence: float = CONFIDENCE
+    least: float = 0.0
+    """The smallest difference that more turns would show, however many: that of processes stays."""
 
     @property
     def smallest(self) -> float:
         """The smallest difference that samples as noisy as these show in four of five comparisons; 0.05 is 5 %."""
         half = (math.log(self.high) - math.log(self.low)) / 2
-        needed = 1 + NormalDist().inv_cdf(0.8) / _quantile(self.confidence)
-        return math.expm1(needed * half)
+        return math.expm1(_in_four_of_five(self.confidence) * half)
 
 
 def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shift | str:
@@ -118,24 +123,63 @@ def shift(base: Sequence[Run], new: Sequence[Run], *, alike: bool = True) -> Shi
     return _one_after_the_other(base, new, min(steps, BLOCKS))
 
 
-def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE, between: float = 0.0) -> Shift:
+def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE) -> Shift:
     """Of two processes that took turns: what each turn of the new one took more than its partner, on a log scale.
 
-    Turns average out what the machine does, and not what differs between the two processes for as long as they live.
-    That is added here, as the variance that it is: it widens the interval, and no number of turns makes it narrower.
+    Args:
+        differences: one a turn, in the order in which they came.
+        confidence: of the interval.
+    """
+    few = signed_rank(differences, confidence) if len(differences) <= EXACT else locally(differences, confidence)
+    return _shift(*few, len(differences), confidence)
+
+
+def in_processes(parts: Sequence[Sequence[float]], confidence: float = CONFIDENCE) -> Shift:
+    """The same of several processes of each side, one pair of them after the other.
+
+    Turns average out what the machine does, and not what differs between two processes for as long as they live. That
+    widens the interval, and no number of turns makes it narrower. How much it is says the variance between the parts,
+    beyond what their turns explain. As they are few it is averaged with what other jobs had, and the quantile is that
+    of Student's t with the degrees of freedom of both (Smyth, 2004, of arrays of genes).
 
     Args:
-        differences: one a turn.
+        parts: the differences of each pair of processes.
         confidence: of the interval.
-        between: deviation of the log of a time between processes that run the same code.
     """
-    centre, low, high, probability = (locally if len(differences) > EXACT else signed_rank)(differences, confidence)
-    reach = _quantile(confidence)
-    apart = 2 * (reach * between) ** 2
-    low, high = centre - math.sqrt((centre - low) ** 2 + apart), centre + math.sqrt((high - centre) ** 2 + apart)
+    from scipy.stats import t
+
+    turns = paired([each for part in parts for each in part], confidence=confidence)
+    freedom = PRIOR + len(parts) - 1
+    apart = math.sqrt((PRIOR * 2 * PROCESS**2 + (len(parts) - 1) * _beyond_turns(parts)) / freedom / _effective(parts))
+    centre, low, high = (math.log(each) for each in (turns.ratio, turns.low, turns.high))
+    reach = float(t.ppf((1 + confidence) / 2, freedom))
+    low, high = centre - math.hypot(centre - low, reach * apart), centre + math.hypot(high - centre, reach * apart)
     nearer = (high - centre) if centre < 0 else (centre - low)  # the side on which there is no difference
-    chance = 2 * NormalDist().cdf(-reach * abs(centre) / nearer) if nearer else 1.0
-    return _shift(centre, low, high, max(probability, chance) if between else probability, len(differences), confidence)
+    chance = max(turns.probability, 2 * float(t.cdf(-reach * abs(centre) / nearer, freedom)))
+    least = math.expm1(_in_four_of_five(confidence) * reach * apart)
+    return replace(_shift(centre, low, high, chance, turns.turns, confidence), least=least)
+
+
+def _beyond_turns(parts: Sequence[Sequence[float]]) -> float:
+    """Variance of the medians of the parts, less what medians of so many differences vary by anyway."""
+    if len(parts) < 2:
+        return 0.0
+    centres = [median(part) for part in parts]
+    scatters = [median(abs(each - centre) for each in part) for part, centre in zip(parts, centres, strict=True)]
+    # Of normal differences 1.48 of those are a deviation, and a median's variance is pi / 2 times that of a mean.
+    own = [math.pi / 2 * (1.4826 * each) ** 2 / len(part) for part, each in zip(parts, scatters, strict=True)]
+    return max(0.0, variance(centres) - fmean(own))
+
+
+def _effective(parts: Sequence[Sequence[float]]) -> float:
+    """How many parts the mean of all is of, if all counted the same: one that had a quiet time counts for more than one
+    that had a busy one (Kish's effective size).
+    """
+    sizes = [(len(part), median(map(abs, part))) for part in parts]
+    if not all(size for _, size in sizes):
+        return float(len(parts))
+    weights = [number / size**2 for number, size in sizes]
+    return math.fsum(weights) ** 2 / math.fsum(weight**2 for weight in weights)
 
 
 def in_turns(base: Sequence[Run], new: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -329,6 +373,11 @@ def _drift(blocks: Sequence[float]) -> float:
         / (len(blocks) - lag)
         for lag in range(1, len(blocks) // 2 + 1)
     )
+
+
+def _in_four_of_five(confidence: float) -> float:
+    """How many times half an interval a difference is that is seen in four of five comparisons."""
+    return 1 + NormalDist().inv_cdf(0.8) / _quantile(confidence)
 
 
 def _quantile(confidence: float) -> float:

@@ -62,7 +62,7 @@ def triage(
     others = {key(pair.base[0]): pair for pair in environment.pairs}
     findings = [_finding(pair, others[key(pair.new[0])]) for pair in code.pairs if key(pair.new[0]) in others]
     if not findings:
-        raise NotComparable([], "no case is in the baseline, the control and the canary")
+        raise NotComparable([], "no case is in the baseline, the control and the canary on the same hardware")
     return Triage(tuple(findings), tuple(dict.fromkeys((*code.notes, *environment.notes))))
 
 
