@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="harness", description="Fine-tuning experiments: check, plan, report.")
+    parser = argparse.ArgumentParser(
+        prog="harness",
+        description="Fine-tuning experiments: check files, compare runs. `pytest experiments/` trains them.",
+    )
     parser.add_argument("--version", action="version", version=f"pytest-finetune {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -62,41 +65,43 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="list the cases of experiments without running them")
     plan.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="experiment file, or folder of them")
-    plan.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
+    plan.add_argument("--device", action="append", metavar="NAME", help="instead of the files' own devices; repeatable")
     plan.set_defaults(command=_plan)
 
     devices = commands.add_parser("devices", help="list the devices of this machine")
     devices.set_defaults(command=_devices)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of experiment files")
-    schema.add_argument("--output", type=writable, metavar="FILE", help="write it there instead")
+    schema.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
     schema.set_defaults(command=_schema)
 
     explain = commands.add_parser("explain", help="say what a law states, why, and where its thresholds come from")
-    explain.add_argument("laws", nargs="*", metavar="LAW", help="name of a law (default: all, as docs/laws.md)")
+    explain.add_argument("laws", nargs="*", metavar="LAW", help="name of a law (default: all, which is docs/laws.md)")
     explain.set_defaults(command=_explain)
 
-    mutate = commands.add_parser("mutate", help="make mistakes on purpose, one at a time, and see which laws notice")
+    mutate = commands.add_parser("mutate", help="make real mistakes, one at a time, and see which laws catch them")
     mutate.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="experiment file, or folder of them")
-    mutate.add_argument("--only", nargs="+", metavar="NAME", help="these faults alone (default: all)")
     mutate.add_argument(
-        "--device", default="cpu", metavar="NAME", help="instead of those that the files name (%(default)s)"
+        "--only", nargs="+", metavar="NAME", help="make only these faults, named as in docs/faults.md (default: all)"
     )
     mutate.add_argument(
-        "--output", type=writable, metavar="FILE", help="write Markdown there instead of text to stdout"
+        "--device", default="cpu", metavar="NAME", help="where to train, whatever the files name (default: %(default)s)"
     )
     mutate.add_argument(
-        "--journal", type=Path, metavar="FILE", help="keep what is found there, and go on from what it holds"
+        "--output", type=writable, metavar="FILE", help="write Markdown to this file instead of text to the terminal"
+    )
+    mutate.add_argument(
+        "--journal", type=Path, metavar="FILE", help="keep the results in this file; a later run goes on from there"
     )
     mutate.set_defaults(command=_mutate)
 
-    compare = commands.add_parser("compare", help="compare stored records: slower, faster, or not comparable")
+    compare = commands.add_parser("compare", help="compare stored runs: slower, faster, equivalent or undecided")
     compare.add_argument(
         "addresses",
         nargs="+",
         metavar="ADDRESS",
-        help="BASE and NEW: record files, report folders (their newest run), folders of record files (all of them), or "
-        "URLs of these; one alone or several with --across",
+        help="BASE and NEW: each a record file, a report folder (its newest run), a folder of record files (all of "
+        "them) or the URL of one; with --across, one address or more",
     )
     compare.add_argument(
         "--across",
@@ -107,27 +112,27 @@ def _parser() -> argparse.ArgumentParser:
         "several times",
     )
     compare.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
     )
-    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    compare.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
+    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
+    compare.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
     compare.set_defaults(command=_compare)
 
     add_ab(commands)
     add_bisect(commands)
 
     triage = commands.add_parser("triage", help="say whether a difference is noise, the environment, or the code")
-    triage.add_argument("baseline", metavar="BASELINE", help="a baseline file, or records as for compare")
-    triage.add_argument("control", metavar="CONTROL", help="records of this commit with the baseline's libraries")
-    triage.add_argument("canary", metavar="CANARY", help="records of this commit with the latest libraries")
+    triage.add_argument("baseline", metavar="BASELINE", help="a baseline file, or records as for `harness compare`")
+    triage.add_argument("control", metavar="CONTROL", help="records of a commit with the baseline's libraries")
+    triage.add_argument("canary", metavar="CANARY", help="records of that commit with the latest libraries")
     triage.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
     )
-    triage.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    triage.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
+    triage.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
+    triage.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
     triage.set_defaults(command=_triage)
 
-    baseline = commands.add_parser("baseline", help="keep records to compare later runs with: pytest --baseline")
+    baseline = commands.add_parser("baseline", help="keep a run that later ones are compared with: pytest --baseline")
     actions = baseline.add_subparsers(required=True, metavar="ACTION")
     accept = actions.add_parser("accept", help="make or renew the baselines of cases")
     accept.add_argument(
@@ -135,39 +140,47 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         default=["reports"],
         metavar="ADDRESS",
-        help="as for compare (default: reports)",
+        help="records, as for `harness compare` (default: reports)",
     )
-    accept.add_argument("--reason", required=True, metavar="TEXT", help="why these figures are right; it is kept")
+    accept.add_argument("--reason", required=True, metavar="TEXT", help="why these figures are right; kept in the file")
     accept.add_argument(
-        "--baseline", type=writable, default="baseline.jsonl", metavar="PATH", help="the file to write (%(default)s)"
+        "--baseline", type=writable, default="baseline.jsonl", metavar="PATH", help="file to write (%(default)s)"
     )
     accept.set_defaults(command=_accept)
 
-    export = commands.add_parser("export", help="print figures of stored records for other tools")
+    export = commands.add_parser("export", help="print stored figures for github-action-benchmark or Bencher")
     export.add_argument(
-        "addresses", nargs="*", default=["reports"], metavar="ADDRESS", help="as for compare (default: reports)"
+        "addresses",
+        nargs="*",
+        default=["reports"],
+        metavar="ADDRESS",
+        help="records, as for `harness compare` (default: reports)",
     )
-    export.add_argument("--format", required=True, choices=("github-action-benchmark", "bencher"), help="whose")
+    export.add_argument(
+        "--format", required=True, choices=("github-action-benchmark", "bencher"), help="the tool that reads it"
+    )
     export.add_argument(
         "--better",
         choices=("bigger", "smaller"),
-        help="of github-action-benchmark, which figures: rates (bigger, its customBiggerIsBetter; the default), or "
-        "times, memory and losses (smaller, its customSmallerIsBetter)",
+        help="for github-action-benchmark: rates (bigger, its customBiggerIsBetter; the default), or times, memory and "
+        "losses (smaller, its customSmallerIsBetter)",
     )
-    export.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
+    export.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
     export.set_defaults(command=_export)
 
-    report = commands.add_parser("report", help="judge stored records again and remake the report")
+    report = commands.add_parser("report", help="judge stored records again and print the report")
     report.add_argument(
         "paths",
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="record files, or report folders, of which the newest run is taken (default: reports)",
+        help="record files, or report folders, for their newest run (default: reports)",
     )
-    report.add_argument("--laws", action="store_true", help="which law held where instead, as Markdown")
     report.add_argument(
-        "--output", type=writable, metavar="FILE", help="write Markdown there instead of text to stdout"
+        "--laws", action="store_true", help="print a Markdown table of which law held in which case instead"
+    )
+    report.add_argument(
+        "--output", type=writable, metavar="FILE", help="write Markdown to this file instead of text to the terminal"
     )
     report.set_defaults(command=_report)
     return parser
@@ -210,7 +223,8 @@ def _plan(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
     if not planned.cases and not planned.errors:
         where = ", ".join(map(str, options.paths))
-        raise HarnessError(f"{where}: found no experiment, expected files that pytest's `experiment_files` names")
+        expected = "YAML files in a folder called experiments (or as `experiment_files` says), or a file itself"
+        raise HarnessError(f"{where}: found no experiment, expected {expected}")
     return 1 if planned.errors else 0
 
 
@@ -267,7 +281,12 @@ def _mutate(options: argparse.Namespace) -> int:
     chosen = [known[name] for name in options.only or known]
     journal = Journal(options.journal) if options.journal is not None else None
     if alarms := [alarm for subject in _open(subjects, chosen, journal) for alarm in subject.alarms]:
-        print("\n".join(["not healthy before anything is made wrong:", *alarms]), file=sys.stderr)
+        print(
+            "broken before any fault is made; mend it, or declare it in expect_broken:",
+            *alarms,
+            sep="\n",
+            file=sys.stderr,
+        )
         return 2
     found: list[Mutant] = []
     stopped = False

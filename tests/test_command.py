@@ -201,7 +201,7 @@ def test_plan_names_bad_files(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "conftest", "said"),
     [
-        (["conftest.py"], "", "found no experiment, expected files that pytest's `experiment_files` names"),
+        (["conftest.py"], "", "found no experiment, expected YAML files in a folder called experiments"),
         (["experiments", "--device=gpu"], "", "--device: found 'gpu', expected cpu"),
         (["experiments"], "import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
         (["experiments"], "def pytest_collection_finish(): 1 / 0", "ZeroDivisionError"),

@@ -323,7 +323,7 @@ def test_command_wants_a_healthy_experiment(file: Path, capsys: pytest.CaptureFi
     file.write_text(EXPERIMENT.replace("1.0e-3", "1.0e-9"))
     assert main(["mutate", str(file), "--only", "loss_negated"]) == 2
     error = capsys.readouterr().err
-    assert "not healthy before anything is made wrong:\nexperiment.yaml::cpu::backbone_changes: " in error
+    assert "or declare it in expect_broken:\nexperiment.yaml::cpu::backbone_changes: " in error
 
 
 def test_command_knows_its_faults(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

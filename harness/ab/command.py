@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 def add_ab(commands: Any) -> None:
     """`harness ab`."""
     ab = commands.add_parser(
-        "ab", help="compare two revisions of this project, or two sets of libraries, in turns on this machine"
+        "ab", help="compare two revisions of your project, or two sets of libraries, in turns on this machine"
     )
-    ab.add_argument("base", nargs="?", metavar="BASE_REV", help="revision of this repository to compare with")
-    ab.add_argument("new", nargs="?", metavar="NEW_REV", help="(default: the working tree as it is)")
+    ab.add_argument("base", nargs="?", metavar="BASE_REV", help="git revision to compare with, such as main")
+    ab.add_argument(
+        "new", nargs="?", metavar="NEW_REV", help="git revision to judge (default: the working tree as it is)"
+    )
     ab.add_argument(
         "--against-env",
         type=Path,
@@ -36,8 +38,8 @@ def add_ab(commands: Any) -> None:
         help="compare with the libraries of this requirements file instead of with a revision",
     )
     _add_job(ab)
-    ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="(%(default)s)")
-    ab.add_argument("--output", type=writable, metavar="FILE", help="write it there instead of to stdout")
+    ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
+    ab.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
     ab.set_defaults(command=_ab)
 
 
@@ -46,16 +48,18 @@ def add_bisect(commands: Any) -> None:
     bisect = commands.add_parser(
         "bisect", help="find the revision, or the release of a library, that made training slower or wrong"
     )
-    bisect.add_argument("good", nargs="?", metavar="GOOD_REV", help="a revision that is not slow")
-    bisect.add_argument("bad", nargs="?", metavar="BAD_REV", help="a later one that is")
-    bisect.add_argument("--package", metavar="NAME", help="search among releases of this library instead")
+    bisect.add_argument("good", nargs="?", metavar="GOOD_REV", help="a revision that was still good")
+    bisect.add_argument("bad", nargs="?", metavar="BAD_REV", help="a later revision that is slower or wrong")
+    bisect.add_argument("--package", metavar="NAME", help="search the releases of this library instead of revisions")
     bisect.add_argument(
         "--releases",
         default="",
         metavar="LIST",
-        help="5.20,5.21,5.22, or 5.20..5.22 for all between that pip's index has (default: all of it)",
+        help="5.20,5.21,5.22, or 5.20..5.22 for all of these in pip's index (default: all in the index)",
     )
-    bisect.add_argument("--requirements", type=Path, metavar="FILE", help="what else the project needs, for pip")
+    bisect.add_argument(
+        "--requirements", type=Path, metavar="FILE", help="requirements file with all else that the project needs"
+    )
     _add_job(bisect)
     bisect.set_defaults(command=_bisect)
 
@@ -67,22 +71,24 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["experiments"],
         metavar="PATH",
-        help="experiment files or folders (%(default)s)",
+        help="experiment files or folders (default: experiments)",
     )
-    parser.add_argument("-k", dest="selection", metavar="EXPRESSION", help="these cases alone, as for pytest")
-    parser.add_argument("--device", action="append", metavar="NAME", help="instead of the devices that the files name")
+    parser.add_argument("-k", dest="selection", metavar="EXPRESSION", help="select cases, as in pytest")
     parser.add_argument(
-        "--budget", type=seconds, default=120.0, metavar="SECONDS", help="of turns a case at most (%(default)g)"
+        "--device", action="append", metavar="NAME", help="instead of the files' own devices; repeatable"
+    )
+    parser.add_argument(
+        "--budget", type=seconds, default=120.0, metavar="SECONDS", help="most time for a case's turns (%(default)g)"
     )
     parser.add_argument(
         "--across",
         action="append",
         default=[],
         metavar="AXIS",
-        help="what may differ between sides, as for compare",
+        help="what may differ between the sides, as for `harness compare`; may be given several times",
     )
     parser.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="what counts as equivalent (%(default)s)"
+        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
     )
 
 
@@ -97,7 +103,7 @@ def _ab(options: argparse.Namespace) -> int:
     from harness.report import comparison_json, page
 
     if (options.base is None) == (options.against_env is None):
-        raise HarnessError("found neither or both of BASE_REV and --against-env, expected one of them")
+        raise HarnessError("found neither or both of BASE_REV and --against-env, expected one: `harness ab main`")
     with stopped_once(), contextlib.ExitStack() as sides:
         sides.callback(_tell, "")
         job, folder = _job(options), Path.cwd()
