@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("laws", nargs="*", metavar="LAW", help="name of a law (default: all, which is docs/laws.md)")
     explain.set_defaults(command=_explain)
 
-    mutate = commands.add_parser("mutate", help="make real mistakes, one at a time, and see which laws catch them")
+    mutate = commands.add_parser(
+        "mutate", help="make mistakes on purpose, one at a time, and see which laws catch them"
+    )
     mutate.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="experiment file, or folder of them")
     mutate.add_argument(
         "--only", nargs="+", metavar="NAME", help="make only these faults, named as in docs/faults.md (default: all)"

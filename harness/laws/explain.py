@@ -60,7 +60,7 @@ invariants:
 
 
 _TABLES = """\
-Two tables, each made by a command, show how good the laws are: [which law catches which real mistake](faults.md)
+Two tables, each made by a command, show how good the laws are: [which law catches which mistake](faults.md)
 (`harness mutate`), and [what they say of right trainings](zoo.md) of every architecture (`harness report --laws`)."""
 
 
