@@ -34,6 +34,8 @@ BF16 = {"loss": 1e-3, "logits": 5e-3, "gradient": 3e-2}
 """How far eager attention in bf16 was from itself in fp32, for one tiny model."""
 
 
+PACKED_OF_OLD = record(probes={"packing": {"used": "sdpa_packed", "batches": []}})
+"""What the probe left before it counted."""
 ACCEPTED = (
     Judged("checkpointing_equals_plain", "bit for bit", HEALTHY, "22 modules ran again; gradients differ by 0"),
     Judged(
@@ -177,6 +179,7 @@ def test_padded_batches_say_nothing_of_packing() -> None:
 @each(
     Judged("compiled_equals_eager", "no evidence", HEALTHY.model_copy(update={"compilation": None}), "is missing"),
     Judged("compiled_equals_eager", "nothing compared", probe("compilation", graphs=0), "nothing was compiled"),
+    Judged("packing_changes_nothing", "no number", PACKED_OF_OLD, "how many batches were packed is missing"),
 )
 def test_missing_evidence_is_no_verdict(judged: Judged) -> None:
     """Neither held nor broken."""

@@ -160,6 +160,8 @@ def packing_changes_nothing(record: Record, *, tolerance: Tolerance = 1e-3) -> V
             f"packed, {difference}",
             cause="sequences of a row attend to each other, or what was packed is not put back in its place",
         )
+    if "packed" not in evidence:
+        return invalid("how many batches were packed is missing from the evidence")
     if not evidence["packed"]:
         return vacuous("none of the batches that were compared was packed")
     return held(_furthest(evidence["batches"]))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.errors import Unavailable, count
@@ -100,6 +100,8 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
     lengths: Sequence[int] = (),
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -107,18 +109,26 @@ def attend(
 
     Args:
         module: the layer.
-        query: 1 x heads x tokens x width, as `key` and `value`; where no lengths are given, rows of a batch.
+        query: 1 x heads x tokens x width, as `key` and `value`, which may have fewer heads; where no lengths are given,
+            rows of a batch.
         key: likewise.
         value: likewise.
         attention_mask: of a batch that is not packed.
+        dropout: probability.
+        scaling: of the scores.
         lengths: tokens of each sequence in the row, one after the other.
         kwargs: for the implementation of transformers.
     """
     if not lengths:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    sequences = zip(*(each.split(list(lengths), dim=2) for each in (query, key, value)), strict=True)
-    attended = [sdpa_attention_forward(module, *each, None, **kwargs)[0] for each in sequences]
-    return torch.cat(attended, dim=1), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    groups = getattr(module, "num_key_value_groups", 1)
+    heads = (query, repeat_kv(key, groups), repeat_kv(value, groups))
+    sequences = zip(*(each.split(list(lengths), dim=2) for each in heads), strict=True)
+    way = {"dropout_p": dropout, "scale": scaling, "is_causal": getattr(module, "is_causal", True)}  # as there
+    attended = [torch.nn.functional.scaled_dot_product_attention(*each, **way) for each in sequences]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
 class _Row:
