@@ -120,6 +120,7 @@ def test_a_revision_that_cannot_be_run_is_said_so(ab: Harness) -> None:
         ([], "found neither or both of BASE_REV and --against-env"),
         (["healthy", "--against-env", "old.txt"], "found neither or both of BASE_REV and --against-env"),
         (["nowhere"], "nowhere: found no such revision, expected a commit, branch or tag"),
+        (["healthy", ""], "'': found no such revision, expected a commit, branch or tag"),
         (["healthy", "nowhere"], "nowhere: found no such revision, expected a commit, branch or tag"),
         (["--against-env", "old.txt"], "old.txt: cannot be read: No such file or directory"),
         (["healthy", "--experiments", "nothing"], "nothing: no such file or folder"),

@@ -115,8 +115,9 @@ def _ab(options: argparse.Namespace) -> int:
             job = replace(job, across=(*job.across, LIBRARIES))
         else:
             repository = Repository(folder)
-            base = sides.enter_context(repository.checked_out(options.base))
-            new = sides.enter_context(repository.checked_out(options.new)) if options.new else repository.as_it_is()
+            base, new = sides.enter_context(repository.checked_out(options.base)), repository.as_it_is()
+            if options.new is not None:
+                new = sides.enter_context(repository.checked_out(options.new))
         try:
             found = compare_sides(base, new, job, _tell)
         except NotComparable as error:

@@ -36,8 +36,8 @@ class Repository:
         try:
             return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
         except HarnessError:
-            why = f"{revision}: found no such revision, expected a commit, branch or tag{self._cut_off()}"
-            raise HarnessError(why) from None
+            why = "found no such revision, expected a commit, branch or tag" + self._cut_off()
+            raise HarnessError(f"{revision or repr(revision)}: {why}") from None
 
     def between(self, good: str, bad: str) -> list[str]:
         """The commits after `good` up to `bad`, the oldest first, along first parents.
