@@ -24,6 +24,9 @@ def overfits_one_batch(
     length (a model that ignores its input could tell examples apart by length). With a fault in head or loss, the loss
     cannot fall below a floor: with a double softmax 0.31 of 0.69 for two classes, 0.55 of 1.10 for three. Electra and
     MobileBERT with random weights need more steps (measured 0.27 and 0.32 of the first loss): a known false alarm.
+
+    It trains again, so it only runs if asked for: by ``-m slow_invariant``, by its name on the command line, or by
+    naming it under ``invariants``.
     """
     evidence = probed(record, "overfit")
     if isinstance(evidence, Verdict):
@@ -49,6 +52,9 @@ def deterministic(record: Record) -> Verdict:
     The whole case, including the loading, runs three times for a few steps on its own device. Exact on a CPU. On CUDA
     some operators add in a different order each time: if weights differ there, the losses must agree as closely as
     those of two loops (see loops_agree).
+
+    It trains again, so it only runs if asked for: by ``-m slow_invariant``, by its name on the command line, or by
+    naming it under ``invariants``.
     """
     evidence = probed(record, "determinism")
     if isinstance(evidence, Verdict):
