@@ -58,10 +58,41 @@ def shown(value: object) -> str:
             return str(value)
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("text-classification", "sentiment-analysis"), "sequence-classification"),
+    "ner": "token-classification",
+    "fill-mask": "masked-lm",
+    "text-generation": "causal-lm",
+    **dict.fromkeys(("summarization", "translation", "text2text-generation"), "seq2seq-lm"),
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "lr": "learning_rate",
+    "optim": "optimizer",
+    "max_steps": "steps",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "lr_scheduler_type": "schedule",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "attn_implementation": "attention",
+    "torch_compile": "compile",
+    "max_seq_length": "max_length",
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+}
+"""What transformers and peft call tasks, precisions and keys, and what an experiment file calls them."""
+
+
 def meant(text: str, known: Iterable[str], most: int = 1) -> str:
-    """A hint for text that is nearly one of the known words; empty where it is near to none."""
-    near = [f"'{word}'" for word in difflib.get_close_matches(text, known, most)]
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    """A hint for text that is nearly one of the known words, or another library's word for one; empty otherwise."""
+    words = list(known)
+    section, dot, name = text.rpartition(".")
+    other = f"{section}{dot}{_ELSEWHERE.get(name, name)}"
+    near = [other] if other in words else difflib.get_close_matches(text, words, most)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def count(number: int, noun: str) -> str:

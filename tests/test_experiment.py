@@ -355,6 +355,24 @@ ADDED = {
             "did you mean 'batch_size'?"
         ),
     ),
+    "word of transformers": (
+        "precision: float16",
+        "5: precision: found 'float16', expected 'fp32', 'tf32', 'bf16', 'fp16' or 'bf16-pure'; did you mean 'fp16'?",
+    ),
+    "word of peft": (
+        "peft: {target_modules: [query]}",
+        (
+            "5: peft.target_modules: found an unknown key, expected one of rank, alpha, dropout, targets, "
+            "modules_to_save; did you mean 'targets'?"
+        ),
+    ),
+    "word of transformers in a matrix": (
+        "matrix:\n  train.per_device_train_batch_size: [8]",
+        (
+            "6: matrix.train.per_device_train_batch_size: found an unknown key, expected a dotted key such as "
+            "train.loop; did you mean 'train.batch_size'?"
+        ),
+    ),
     "quoted number": ("train: {steps: '20'}", "5: train.steps: found '20', expected a whole number; remove the quotes"),
     "truth as number": ("train:\n  steps: true", "6: train.steps: found true, expected a whole number"),
     "float as number": ("train: {steps: 20.0}", "5: train.steps: found 20.0, expected a whole number"),
