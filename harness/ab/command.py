@@ -145,10 +145,11 @@ def _bisect(options: argparse.Namespace) -> int:
     from harness.ab.bisect import Probe, search
     from harness.ab.job import compare_sides
     from harness.ab.stopping import stopped_once
+    from harness.report.table import printable
 
     def told(probe: Probe) -> None:
         _tell("")
-        print(f"{probe.name[:12]}: {probe.state}: {probe.reason}", flush=True)
+        print(printable(f"{probe.name[:12]}: {probe.state}: {probe.reason}"), flush=True)
 
     with stopped_once(), contextlib.ExitStack() as sides:
         sides.callback(_tell, "")
@@ -161,7 +162,7 @@ def _bisect(options: argparse.Namespace) -> int:
                 return compare_sides(base, new, job, _tell)
 
         found = search(among.candidates, attempt, told)
-    print(_culprit(found, among.title))
+    print(printable(_culprit(found, among.title)))
     return 1 if found.found else 0 if found.probes[0].state == "good" else 2
 
 

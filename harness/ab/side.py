@@ -85,7 +85,7 @@ class Pacer:
         self._left -= 1
         if self._left:
             return
-        columns = ("seconds", "processor_seconds", "compile_seconds", "queued_seconds")
+        columns = ("seconds", "processor_seconds", "compile_seconds")
         self._channel.say(**{name: [getattr(each, name) for each in self._laps] for name in columns})
         self._laps.clear()
         self._left = self._channel.ask().get("steps", 0)
