@@ -471,6 +471,7 @@ def test_a_crash_is_one_failure(project: Project) -> None:
     assert "a broken thing" in said["experiments/a.yaml::loops_agree"]
     assert found["experiments/a.yaml::cpu-trainer::loss_decreases"] == "passed"
     assert "the broken line" in project.records()[0]["traceback"]
+    result.stdout.fnmatch_lines(["*_ trains: experiments/a.yaml::cpu-custom _*"])
     result.stdout.fnmatch_lines(["BROKEN experiments/a.yaml::cpu-custom::trains", "*2 cases: 1 crashed, 1 finished*"])
 
 

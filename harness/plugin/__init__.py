@@ -46,24 +46,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         metavar="N",
         help="also search for texts that break a law: hypothesis makes up N small data sets for each case, and shows "
-        "the smallest that does",
+        "the smallest that breaks one",
     )
     if find_spec("pytest_profiling") is None:  # it has this very option, with which it then asks for both
         group.addoption(
             "--profile",
             action="store_true",
-            help="also profile further steps of each case: a trace for Perfetto goes to traces/ below the reports, the "
-            "costliest operators into the report",
+            help="also profile a few more steps of each case: a trace for Perfetto goes to traces/ among the reports, "
+            "the most expensive operators into the report",
         )
     group.addoption(
         "--baseline",
         metavar="PATH",
         help="also compare each case with its line in this file, which `harness baseline accept` writes",
     )
-    parser.addini("devices", "devices of experiments that name none", type="args", default=["cpu"])
+    parser.addini("devices", "where experiments run that name no device", type="args", default=["cpu"])
     parser.addini(
         "experiment_files",
-        "which files are experiments: patterns over the path relative to the root directory (* also matches /)",
+        "which files are experiments: patterns for the path relative to the root directory (* also matches /)",
         type="args",
         default=list(EXPERIMENT_FILES),
     )
@@ -79,7 +79,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register marks, and check what the command line says."""
     config.addinivalue_line("markers", "invariant: a law of a fine-tuning experiment")
-    config.addinivalue_line("markers", "slow_invariant: a law whose evidence takes more trainings; select it to run it")
+    config.addinivalue_line("markers", "slow_invariant: a law that trains again; it only runs if it is selected")
     if not config.pluginmanager.hasplugin("benchmark"):
         config.addinivalue_line("markers", "benchmark: the throughput of a fine-tuning experiment")
     if given := config.getoption("device"):

@@ -166,13 +166,17 @@ class ExperimentItem(pytest.Function):
         super().runtest()
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """It comes from the experiment, from the line that says what the law is about."""
+        """It comes from the experiment, from the line that says what the law is about.
+
+        The heading of a failure also says of which case: there is no traceback that would.
+        """
         from harness.laws.place import keys
 
         file = self.getparent(ExperimentFile)
         assert file is not None
         values = dict(self.cases[0].values) if len(self.cases) == 1 else {}
-        return self.path, file.lines.of(keys(self.law) if self.law is not None else (), values) - 1, self.name
+        line = file.lines.of(keys(self.law) if self.law is not None else (), values) - 1
+        return self.path, line, f"{self.name}: {self.nodeid.rpartition('::')[0]}"
 
     def _tell(self, record: Record) -> None:
         """Leave properties for JUnit, as `record_property` does: every item its case, one of them all figures."""

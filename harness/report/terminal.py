@@ -56,9 +56,10 @@ def _last_lines(summary: Summary) -> str:
     """The tally, and what the laws cost."""
     if not summary.costs:
         return summary.tally
-    each = ", ".join(f"{cost.evidence} {cost.seconds:.1f}" for cost in summary.costs)
+    each = ", ".join(f"{cost.evidence} {cost.seconds:.1f}" for cost in summary.costs if cost.seconds >= 0.05)
     whole = math.fsum(cost.seconds for cost in summary.costs)
-    return f"{summary.tally}\nevidence for the laws took {whole:.1f} s of {summary.seconds:.1f} s: {each}"
+    took = f"evidence for the laws took {whole:.1f} s of {summary.seconds:.1f} s"
+    return "\n".join([summary.tally, f"{took}: {each}" if each else took])
 
 
 def _broken(finding: Finding) -> str:
