@@ -59,11 +59,11 @@ layout of memory and the like move whole runs by a percent or more (Mytkowicz et
 2 processors it was 0.6 % in 14 jobs of `harness ab` of a tiny BERT, two processes each; 28 of four at a time, which
 find less of their own in the caches, differed by 1.2 %, also with one hash seed or one layout of addresses."""
 
-PRIOR = (3, 0.008)
-"""How many pairs of processes count as seen before a job has any, and the deviation of theirs: more than `PROCESS`, for
-in 10 pairs each of two tiny BERTs, under a load of 4 to 7, it was 1.2 and 1.3 %. Of simulated jobs of equal code with
-four pairs, 0.4 % are certain of a difference at 1.3 %, as promised, and 1.5 % at 2 %, where with `PROCESS` alone 18 and
-38 % were. Of those that are slower by 3 %, 90 % are found if processes differ by 0.6 %."""
+PRIOR = 2
+"""How many pairs of processes that differ by `PROCESS` count as seen before a job has any. Its own may differ by more:
+10 pairs each of two tiny BERTs, under a load of 4 to 7, did by 1.2 and 1.3 %. Of simulated jobs of equal code with four
+pairs, 0.6 % are certain of a difference at 1.3 %, and 1.4 % at 2 %, where 0.4 % are promised; with `PROCESS` alone 18
+and 38 % were. Of those that are slower by 3 %, 90 % are found if processes differ by 0.6 %."""
 
 OTHERS = 0.1
 """Share by which sides that ran one after the other may differ in how much of the time they had a processor. Beyond
@@ -150,9 +150,8 @@ def in_processes(parts: Sequence[Sequence[float]], confidence: float = CONFIDENC
     from scipy.stats import t
 
     turns = paired([each for part in parts for each in part], confidence=confidence)
-    seen, deviation = PRIOR
-    freedom = seen + len(parts) - 1
-    apart = math.sqrt((seen * 2 * deviation**2 + (len(parts) - 1) * _beyond_turns(parts)) / freedom / _effective(parts))
+    freedom = PRIOR + len(parts) - 1
+    apart = math.sqrt((PRIOR * 2 * PROCESS**2 + (len(parts) - 1) * _beyond_turns(parts)) / freedom / _effective(parts))
     centre, low, high = (math.log(each) for each in (turns.ratio, turns.low, turns.high))
     reach = float(t.ppf((1 + confidence) / 2, freedom))
     low, high = centre - math.hypot(centre - low, reach * apart), centre + math.hypot(high - centre, reach * apart)

@@ -76,7 +76,13 @@ def tally(found: Found) -> str:
     sides = f", {found.sides[0]} to {found.sides[1]}" if isinstance(found, Comparison) and found.across else ""
     across = f" across {', '.join(found.across)}{sides}" if found.across else ""
     what = "losses " if isinstance(found, Table) else ""
-    return f"{count(verdicts.total(), 'case')}{across}: {what}{said} (intervals of {CONFIDENCE:.1%})"
+    return f"{count(verdicts.total(), 'case')}{across}: {what}{said} (intervals of {100 * _confidence(found):.4g}%)"
+
+
+def _confidence(found: Found) -> float:
+    """Of the intervals the least: `harness ab` asks for more where it looks early."""
+    pairs = found.pairs if isinstance(found, Comparison) else ()
+    return min((one.shift.confidence for pair in pairs for one in pair.measures if one.shift), default=CONFIDENCE)
 
 
 def _notes(found: Found) -> tuple[str, ...]:
@@ -217,7 +223,7 @@ def _measure_json(measure: Measure) -> dict[str, Any]:
     said: dict[str, Any] = {"name": measure.name, "outcome": measure.outcome, "base": measure.base, "new": measure.new}
     if (found := measure.shift) is not None:
         said |= {"ratio": found.ratio, "low": found.low, "high": found.high, "turns": found.turns}
-        said["smallest"] = found.smallest
+        said |= {"confidence": found.confidence, "smallest": found.smallest}
     return {**said, "reason": measure.reason}
 
 
