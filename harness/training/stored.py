@@ -24,7 +24,7 @@ def compare(folder: Path, model: Any) -> tuple[int, tuple[str, ...]]:
     for name, stored in _tensors(folder, model.base_model_prefix, loaded):
         if stored.shape == loaded[name].shape:
             compared += 1
-            if not torch.equal(_bits(stored.to(loaded[name].dtype)), _bits(loaded[name])):
+            if not torch.equal(bits(stored.to(loaded[name].dtype)), bits(loaded[name])):
                 differing.append(name)
     return compared, tuple(sorted(differing))
 
@@ -48,5 +48,11 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in [folder / "model.safetensors"] if file.is_file()]
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """What a tensor holds, as whole numbers of as many bytes an element: there NaN is equal to itself."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(_WHOLE.get(flat.element_size(), torch.uint8))
+
+
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes: four are compared at once in a third of the time that one after the other takes."""

@@ -26,6 +26,7 @@ from harness.training.optimizer import kinds
 from harness.training.resume import states
 from harness.training.rows import Row
 from harness.training.split import Reported
+from harness.training.stored import bits
 from harness.training.survey import Survey
 from harness.training.tasks import Features
 from harness.training.timing import Lap, StepClock, followed
@@ -430,8 +431,7 @@ def altered(start: Any, model: Any) -> tuple[str, ...]:
 def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
     if one is None or two is None or one.dtype != two.dtype or one.shape != two.shape:
         return False
-    one, two = one.detach().cpu().contiguous().reshape(-1), two.detach().cpu().contiguous().reshape(-1)
-    return torch.equal(one.view(torch.uint8), two.view(torch.uint8))  # bit for bit: NaN is equal to itself
+    return torch.equal(bits(one), bits(two))
 
 
 def describe(optimizer: torch.optim.Optimizer, model: Any) -> Optimizer:

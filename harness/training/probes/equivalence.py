@@ -114,7 +114,8 @@ class _Way:
     @property
     def finite(self) -> bool:
         """Every number of it is."""
-        return all(bool(one.isfinite().all()) for one in (self.loss, self.logits, *self.gradient.values()))
+        tensors = (one for one in (self.loss, self.logits, *self.gradient.values()) if one.numel())
+        return all(math.isfinite(float(end)) for one in tensors for end in torch.aminmax(one))  # NaN where any is
 
     def distances(self, other: _Way, real: torch.Tensor | None = None) -> dict[str, float]:
         """Relative to the largest logit, to a loss above 1, and to the norm of the whole gradient.
