@@ -15,13 +15,14 @@ from test_faults import (
     Patch,
     computing_loss,
     loading,
-    quick,  # noqa: F401  # one thread for models this small
 )
 from transformers import PreTrainedModel
 from transformers.models.bert import modeling_bert
 
 from harness.laws import LAWS
 from harness.training import data
+
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 
 def drawn_with_replacement(patch: Patch, folder: Path) -> None:
