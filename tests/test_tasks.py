@@ -274,6 +274,22 @@ def test_an_answer_that_is_cut_off_is_lost() -> None:
     assert one.loses(row, cut, words)
 
 
+def test_an_answer_without_a_token_is_lost() -> None:
+    """A tokenizer may drop its characters; what stands before it is no answer."""
+    row = {"question": "What?", "context": "soup \U000f0000", "answer": "\U000f0000", "answer_start": 5}
+    one, words = task("question-answering", row), TOKENIZERS["word pieces"]
+    (found,) = one.encode([row], words, 60)
+    assert (found["start_positions"], found["end_positions"]) == (0, 0)
+
+
+def test_a_token_that_holds_no_character_is_not_the_first_of_an_answer() -> None:
+    """Byte pairs have tokens for spaces, which are trimmed to nothing."""
+    row = {"question": "0", "context": "0  0 0", "answer": " 0", "answer_start": 2}
+    one, words = task("question-answering", row), TOKENIZERS["byte pairs"]
+    (found,) = one.encode([row], words, 60)
+    assert found == one.expected(row, words, 60)
+
+
 def test_an_answer_that_stands_twice_is_the_one_that_is_meant() -> None:
     """By the characters before it."""
     row = {"question": "What?", "context": "soup or soup", "answer": "soup", "answer_start": 8}

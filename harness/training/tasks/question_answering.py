@@ -30,8 +30,8 @@ class QuestionAnswering(Task):
             whole, cut = _encoded(row, tokenizer, None), _encoded(row, tokenizer, max_length)
             start, end = span(row)
             offsets, parts = whole["offset_mapping"], whole.sequence_ids()
-            inside = [place for place, part in enumerate(parts) if part == 1]
-            first = next((place for place in inside if offsets[place][1] > start), 0)
+            inside = [place for place, part in enumerate(parts) if part == 1 and offsets[place][0] < offsets[place][1]]
+            first = next((place for place in inside if offsets[place][1] > start), len(parts))
             last = next((place for place in reversed(inside) if offsets[place][0] < end), 0)
             if not first <= last < len(cut["input_ids"]) or cut.sequence_ids()[last] != 1:
                 first = last = 0
