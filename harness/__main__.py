@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harness import __version__
 from harness.ab.command import add_ab, add_bisect
 from harness.errors import HarnessError, InvalidExperiment, count, meant
-from harness.option import put, share, writable
+from harness.option import add_margin, add_page, put, writable
 
 if TYPE_CHECKING:
     from harness.compare import Comparison, Table
@@ -113,11 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         help="what may differ: device, torch, loop, a key of experiments such as precision, or a library; may be given "
         "several times",
     )
-    compare.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
-    )
-    compare.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
-    compare.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
+    add_margin(compare)
+    add_page(compare)
     compare.set_defaults(command=_compare)
 
     add_ab(commands)
@@ -127,23 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     triage.add_argument("baseline", metavar="BASELINE", help="a baseline file, or records as for `harness compare`")
     triage.add_argument("control", metavar="CONTROL", help="records of a commit with the baseline's libraries")
     triage.add_argument("canary", metavar="CANARY", help="records of that commit with the latest libraries")
-    triage.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
-    )
-    triage.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
-    triage.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
+    add_margin(triage)
+    add_page(triage)
     triage.set_defaults(command=_triage)
 
     baseline = commands.add_parser("baseline", help="keep a run that later ones are compared with: pytest --baseline")
     actions = baseline.add_subparsers(required=True, metavar="ACTION")
     accept = actions.add_parser("accept", help="make or renew the baselines of cases")
-    accept.add_argument(
-        "addresses",
-        nargs="*",
-        default=["reports"],
-        metavar="ADDRESS",
-        help="records, as for `harness compare` (default: reports)",
-    )
+    _add_records(accept)
     accept.add_argument("--reason", required=True, metavar="TEXT", help="why these figures are right; kept in the file")
     accept.add_argument(
         "--baseline", type=writable, default="baseline.jsonl", metavar="PATH", help="file to write (%(default)s)"
@@ -151,13 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     accept.set_defaults(command=_accept)
 
     export = commands.add_parser("export", help="print stored figures for github-action-benchmark or Bencher")
-    export.add_argument(
-        "addresses",
-        nargs="*",
-        default=["reports"],
-        metavar="ADDRESS",
-        help="records, as for `harness compare` (default: reports)",
-    )
+    _add_records(export)
     export.add_argument(
         "--format", required=True, choices=("github-action-benchmark", "bencher"), help="the tool that reads it"
     )
@@ -186,6 +168,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=_report)
     return parser
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "addresses",
+        nargs="*",
+        default=["reports"],
+        metavar="ADDRESS",
+        help="records, as for `harness compare` (default: reports)",
+    )
 
 
 def _check(options: argparse.Namespace) -> int:

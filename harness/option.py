@@ -37,6 +37,19 @@ def writable(text: str) -> Path:
     return path
 
 
+def add_margin(parser: argparse.ArgumentParser) -> None:
+    """What a command that compares takes for equal."""
+    parser.add_argument(
+        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
+    )
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """In which format a command says what it has found, and where."""
+    parser.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
+    parser.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
+
+
 def put(page: str, output: Path | None) -> None:
     """Print a page, or write it to a file; where the disk is full it is printed, and not lost.
 

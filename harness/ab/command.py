@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, count
-from harness.option import put, seconds, share, writable
+from harness.option import add_margin, add_page, put, seconds
 
 if TYPE_CHECKING:
     from harness.ab.bisect import Culprit
@@ -38,8 +38,7 @@ def add_ab(commands: Any) -> None:
         help="compare with the libraries of this requirements file instead of with a revision",
     )
     _add_job(ab)
-    ab.add_argument("--format", choices=("text", "markdown", "json"), default="text", help="default: %(default)s")
-    ab.add_argument("--output", type=writable, metavar="FILE", help="write to this file instead of the terminal")
+    add_page(ab)
     ab.set_defaults(command=_ab)
 
 
@@ -87,9 +86,7 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS",
         help="what may differ between the sides, as for `harness compare`; may be given several times",
     )
-    parser.add_argument(
-        "--margin", type=share, default=0.03, metavar="SHARE", help="still equivalent (default: %(default)s, or 3 %%)"
-    )
+    add_margin(parser)
 
 
 def _ab(options: argparse.Namespace) -> int:
