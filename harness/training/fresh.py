@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-_LIBRARIES = ["harness.training.trainer"]
+_LIBRARIES = ["harness.training.probes"]
 """Imported once, by a server from which every other process is forked; nothing is trained or loaded in it."""
+_TRAINER = "harness.training.trainer"
+"""Imported too where seeded faults have imported it here: each process that has their code needs it. For any other it
+would be a fifth more to import."""
 _FORKS = "forkserver"
 USERS = frozenset({"saved", "resumed"})
 """Probes that need one."""
@@ -29,7 +33,8 @@ def warm_up() -> None:
     if _FORKS in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver  # not on Windows
 
-        multiprocessing.get_context(_FORKS).set_forkserver_preload(_LIBRARIES)
+        libraries = [*_LIBRARIES, *({_TRAINER} & sys.modules.keys())]
+        multiprocessing.get_context(_FORKS).set_forkserver_preload(libraries)
         forkserver.ensure_running()
 
 

@@ -167,7 +167,8 @@ def _way(work: Workload, model: Any, batch: Batch, *, exact: bool = False) -> _W
         loss.backward()
 
     def kept(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to(torch.float32, copy=True)  # a CUDA graph writes over it when it runs again
+        # A CUDA graph writes over it when it runs again; else it is the model's no more when gradients are let go.
+        return tensor.detach().to(torch.float32, copy=bool(work.train.compile))
 
     named = ((name.removeprefix("_orig_mod."), one.grad) for name, one in model.named_parameters())
     gradient = {name: kept(grad) for name, grad in named if grad is not None}
