@@ -1,15 +1,19 @@
 """Another process: what happens there knows nothing of what happened here."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import BertModel, PreTrainedModel
-from trial import case, save, train
+from trial import CEILINGS, case, save, train
 
 from harness.laws import judge
 from harness.training import fresh
+from harness.training.checkpoint import Shelf
+from harness.training.run import run
 
 
 @pytest.mark.parametrize("said", [{}, {"peft": {}}], ids=["whole", "adapters"])
@@ -51,3 +55,18 @@ def test_what_goes_wrong_there_is_said_here(function: Any, says: str) -> None:
     """With its type and text, or the exit code where there is none."""
     with pytest.raises(fresh.Failed, match=says):
         fresh.call(function)
+
+
+def test_the_server_is_started_before_libraries_are_imported_here() -> None:
+    """As it imports them beside this process, and not after it."""
+    code = "import sys; from harness.training import fresh; fresh.warm_up(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_no_step_is_timed_while_libraries_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is ready before the first step."""
+    happened: list[str] = []
+    monkeypatch.setattr(fresh, "wait", lambda: happened.append("ready"))
+    wanted = case(save(tmp_path, BertModel), train={"steps": 2}, probes={"saved"})
+    run(wanted, shelf=Shelf(ceilings=CEILINGS), root=tmp_path, progress=lambda *_: happened.append("step"))
+    assert happened == ["ready", "step", "step"]

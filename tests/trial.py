@@ -65,7 +65,7 @@ def at_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fresh, "call", here)
-        patch.setattr(fresh, "warm_up", lambda: None)
+        patch.setattr(fresh, "wait", lambda: None)
         yield
 
 

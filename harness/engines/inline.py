@@ -38,6 +38,10 @@ class Inline:
         """Run a case to its end. Never raises."""
         started = datetime.now(UTC)
         try:
+            from harness.training import fresh
+
+            if case.probes & fresh.USERS:
+                fresh.warm_up()
             from harness.training.checkpoint import Shelf
             from harness.training.run import run
 

@@ -1,4 +1,7 @@
-"""Another process: what happens there owes nothing to what a training has left in the memory of this one."""
+"""Another process: what happens there owes nothing to what a training has left in the memory of this one.
+
+Imports no library itself, so that the server that does can be started first.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
-
-import torch
-from transformers.utils import logging
 
 _LIBRARIES = ["harness.training.probes"]
 """Imported once, by a server from which every other process is forked; nothing is trained or loaded in it."""
@@ -29,13 +30,25 @@ class Failed(RuntimeError):
 
 
 def warm_up() -> None:
-    """Begin to start the server, where there can be one: it is wanted later, and takes seconds."""
-    if _FORKS in multiprocessing.get_all_start_methods():
+    """Begin to start the server, where there can be one: it takes the seconds that libraries take to import, best those
+    in which this process imports them, too.
+    """
+    if _forks():
         from multiprocessing import forkserver  # not on Windows
 
         libraries = [*_LIBRARIES, *({_TRAINER} & sys.modules.keys())]
         multiprocessing.get_context(_FORKS).set_forkserver_preload(libraries)
         forkserver.ensure_running()
+
+
+def wait() -> None:
+    """Until the server has imported all: beside steps that are timed, it would take a processor from them."""
+    warm_up()
+    if _forks():
+        with suppress(OSError, EOFError):  # it does not start: who calls a function hears of it
+            process = multiprocessing.get_context(_FORKS).Process(target=int, daemon=True)
+            process.start()  # returns once it was forked
+            process.join()
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -48,8 +61,10 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         Failed: with type and text of what it raised.
     """
+    import torch
+
     warm_up()
-    context: Any = multiprocessing.get_context(_FORKS if _FORKS in multiprocessing.get_all_start_methods() else "spawn")
+    context: Any = multiprocessing.get_context(_FORKS if _forks() else "spawn")
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, torch.get_num_threads(), function, arguments), daemon=True)
     process.start()
@@ -74,6 +89,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _answer(answers: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Run the function as quietly and with as many threads as the process that asks."""
+    import torch
+    from transformers.utils import logging
+
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     logging.disable_progress_bar()
@@ -82,3 +100,7 @@ def _answer(answers: Connection, threads: int, function: Callable[..., Any], arg
         answers.send((function(*arguments), ""))
     except BaseException as error:
         answers.send((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+
+
+def _forks() -> bool:
+    return _FORKS in multiprocessing.get_all_start_methods()

@@ -114,8 +114,6 @@ def _stages(job: Job, patch: Patch) -> None:
 def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     """The checkpoint, and what a loop needs to train: with the fault in both."""
     case, evidence, settings = job.case, job.evidence, job.case.settings
-    if case.probes & fresh.USERS:
-        fresh.warm_up()
     device = devices.find(settings.device or "cpu")
     devices.require(device, settings.precision, settings.train.loop)
     evidence["environment"] = environment.on(device, evidence["environment"])
@@ -132,6 +130,8 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
+    if case.probes & fresh.USERS:
+        fresh.wait()
     return loaded, work
 
 
