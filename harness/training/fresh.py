@@ -46,7 +46,8 @@ def wait() -> None:
     warm_up()
     if _forks():
         with suppress(OSError, EOFError):  # it does not start: who calls a function hears of it
-            process = multiprocessing.get_context(_FORKS).Process(target=int, daemon=True)
+            context: Any = multiprocessing.get_context(_FORKS)
+            process = context.Process(target=int, daemon=True)
             process.start()  # returns once it was forked
             process.join()
 
