@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
@@ -26,9 +26,6 @@ from harness.training.devices import find
 from harness.training.rows import Labels, Table
 from harness.training.tasks import task_of
 from harness.training.workload import Workload
-
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 TASK = task_of(case().settings)
 CORPUS = [*SEQUENCES, "Grüße aus Köln", "日本語のテキスト", "emoji 🙂🙃", "naïve café, résumé!"]

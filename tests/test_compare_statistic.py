@@ -73,7 +73,7 @@ def moved(runs: Sequence[Run], by: float) -> list[Run]:
 
 
 @given(SIDES, st.booleans(), st.floats(-5, 5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_unit_of_time_is_irrelevant(sides: tuple[list[list[float]], ...], alike: bool, unit: float) -> None:
     """Seconds or hours: nothing changes where both sides are multiplied alike."""
     base, new = one_after_the_other(*sides)
@@ -81,7 +81,7 @@ def test_the_unit_of_time_is_irrelevant(sides: tuple[list[list[float]], ...], al
 
 
 @given(SIDES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sides_can_be_exchanged(sides: tuple[list[list[float]], ...]) -> None:
     """What is 1.1 times as long seen from here is 1/1.1 times as long seen from there, as certain or uncertain."""
     base, new = one_after_the_other(*sides)
@@ -90,7 +90,7 @@ def test_sides_can_be_exchanged(sides: tuple[list[list[float]], ...]) -> None:
 
 
 @given(TAKING_TURNS, st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sides_that_took_turns_can_be_exchanged(pairs: list[tuple[list[float], list[float]]], alike: bool) -> None:
     """The same of runs in turns."""
     base, new = in_pairs(pairs)
@@ -119,7 +119,7 @@ def test_holm_is_holm() -> None:
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=TURNS, max_size=14), st.floats(-1, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_interval_moves_with_the_differences(differences: list[float], by: float) -> None:
     """Centre and bounds of shifted differences are shifted as much, and the centre is between the bounds."""
     centre, low, high, _ = signed_rank(differences)
@@ -129,7 +129,7 @@ def test_the_interval_moves_with_the_differences(differences: list[float], by: f
 
 
 @given(SIDES, st.integers(0, 19), st.floats(2, 10))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_slow_step_moves_little(sides: tuple[list[list[float]], ...], place: int, by: float) -> None:
     """However long one step takes, the ratio stays between the smallest and the largest of the others."""
     base, new = one_after_the_other(*sides)
@@ -294,7 +294,7 @@ def test_quiet_times_say_more_than_busy_ones() -> None:
     assert holds >= 19
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(51, 120), st.floats(-0.5, 0.5), st.integers(0, 1000))
 def test_many_differences_may_be_exchanged_and_moved(number: int, by: float, seed: int) -> None:
     """Base and new may change places; what is added to all is added to the interval."""

@@ -453,7 +453,7 @@ KINDS: dict[str, tuple[str, st.SearchStrategy[Answer], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings_of_hypothesis(max_examples=40, deadline=None)
+@settings_of_hypothesis(max_examples=40)
 @given(data=st.data())
 def test_library_table_and_formula_say_the_same(kind: str, data: st.DataObject) -> None:
     """Each metric three times: by the library, of the table that is resampled, and by the formula of the law."""

@@ -23,10 +23,6 @@ from harness.experiment import Experiment, Settings, architecture, checkpoint, r
 from harness.experiment.row import ROLES
 from harness.laws import LAWS as ALL_LAWS
 
-# A busy machine is no failure: examples have no time limit.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, find, given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from project import messages
 from test_faults import QUICKLY
@@ -238,7 +238,7 @@ def test_every_text_may_stand_in_an_experiment(trial: Trial) -> None:
 )
 def test_what_set_ups_get_wrong_is_among_them(shown: Callable[[Trial], bool]) -> None:
     """Each kind comes up within 300 data sets."""
-    quick = settings(max_examples=300, database=None, derandomize=True, deadline=None)
+    quick = settings(max_examples=300, database=None, derandomize=True)
     assert shown(find(MADE, shown, settings=quick))
 
 
@@ -253,7 +253,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return Bench(loaded, workload.prepare(loaded, one.settings, find_device("cpu")), explored)
 
 
-LIVE = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LIVE = settings(max_examples=12)
 
 
 @LIVE

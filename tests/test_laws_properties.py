@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any, NoReturn
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from records import ADAPTED, HEALTHY, RESUMED, batch, case, parameter, record, trained
 
@@ -12,9 +12,6 @@ from harness.laws import LAWS, Verdict, judge, judge_together
 from harness.record import Batch, Example, Record, Steps
 
 # Machines are shared: how long an example takes says nothing.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -5,16 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from harness.experiment import Data, Experiment, HubCheckpoint, Point, Settings, name, read
 from harness.plan import Case, cases, expand, find
-
-# A busy machine is no failure: examples have no time limit.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 GOOD = "checkpoint: gpt2\ndata: {sequences: [a], labels: [0]}\n"
 LAWS: dict[str, type[BaseModel]] = {}

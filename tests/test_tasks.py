@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
@@ -14,9 +14,6 @@ from harness.errors import CheckpointError
 from harness.experiment import Settings
 from harness.experiment.row import ROLES
 from harness.training.tasks import IGNORED, TASKS, Task, task_of
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 TOKENIZERS = {name: make() for name, make in KINDS.items()}
 KIND = st.sampled_from(sorted(TOKENIZERS))

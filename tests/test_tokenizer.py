@@ -74,7 +74,7 @@ def test_no_texts_at_all():
     assert len(train([])) == len(SPECIAL) + len(UNUSED)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text(), max_size=5), st.text())
 def test_any_text_is_encoded_between_its_ends(texts, other):
     """Whatever the text, seen in training or not, it begins with [CLS], ends with [SEP] and has no other of them."""
@@ -86,7 +86,7 @@ def test_any_text_is_encoded_between_its_ends(texts, other):
         assert max(ids) < len(tokenizer)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.text(), max_size=5))
 def test_own_text_is_known(texts):
     """No character of the training text is unknown while there is room for all of them."""
