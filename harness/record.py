@@ -137,6 +137,12 @@ class Tokenizer(Part):
     padding_side: Literal["left", "right"]
     max_length: int
     """Longest encoding in tokens; longer text is cut."""
+    end_token_ids: tuple[int, ...] = ()
+    """At which generation stops; none where nothing stops it."""
+    decoder_start_token_id: int | None = None
+    """With which a decoder begins to generate, where the model has an encoder too."""
+    token_types: bool = False
+    """The model tells the two texts of a pair apart by token_type_ids."""
     reasons: dict[str, str] = Field(default_factory=dict)
     """Why the pad token or the padding side is another than the tokenizer came with."""
 
@@ -176,6 +182,8 @@ class Data(Part):
     """The first of them."""
     label_names: tuple[str, ...] = ()
     """By number."""
+    config_label_names: tuple[str, ...] = ()
+    """As the model's config has them."""
     seen: int = 0
     """Rows that the following was counted over: all of a small source, of a large one those that were drawn."""
     labels: dict[str, int] = Field(default_factory=dict)
@@ -183,6 +191,8 @@ class Data(Part):
     outside: tuple[Row, ...] = ()
     """The first rows whose label is no class of the model."""
     classes: int = 0
+    classes_declared: bool = True
+    """Somebody says how many there are: else it is the highest label and one."""
     tokens: int = 0
     """Of all rows, special tokens left out."""
     unknown_tokens: int | None = None
@@ -208,6 +218,8 @@ class Example(Part):
     input_ids: tuple[int, ...]
     columns: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """What else the tokenizer gives for each token, such as token_type_ids; the mask is not among it."""
+    pair: bool = False
+    """It is two texts in one row of tokens."""
     label: Evidence
     """What is to be learnt: a class; a number; one label for each class, each token or each token of the decoder's
     (-100 where there is none); or several of the model's arguments by name."""
@@ -385,6 +397,8 @@ class Optimizer(Part):
     """Parameters that it holds more than once."""
     frozen: tuple[str, ...] = ()
     """Parameters that it holds although they are not trained."""
+    toggled: tuple[str, ...] = ()
+    """Parameters that are trained when the training begins and not when it ends, or the other way round."""
     strangers: int = 0
     """Tensors that it holds and the model does not have."""
 
@@ -398,8 +412,8 @@ class Modes(Part):
     """The first step, counted from 0, in whose forward pass one of them was in eval mode."""
     off: tuple[str, ...] = ()
     """Which they were, in that step."""
-    lost: tuple[str, ...] = ()
-    """Modules that had a dropout as loaded, and had none any more when the training began."""
+    changed: tuple[str, ...] = ()
+    """Modules whose dropout was another when the training began than as loaded."""
     redrawn: int | None = None
     """The first step, counted from 0, that drew the same random numbers as one before it."""
     drifted: tuple[str, ...] = ()

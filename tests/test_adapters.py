@@ -159,12 +159,14 @@ def test_a_head_that_peft_was_not_told_of_stays_random(checkpoint: Path, monkeyp
     assert broken(found).keys() == {"head_changes", "save_reload_equal"}
 
 
+SAVING = [fault for fault in saving.FAULTS if not fault.tasks or "sequence-classification" in fault.tasks]
 RED: dict[str, set[str]] = {
     "head_unknown_to_peft": {"head_changes"},
     "embeddings_unknown_to_peft": {"adapters_as_declared"},
     "adapters_start_at_random": {"adapters_start_at_zero"},
     "alpha_forgotten": {"adapters_as_declared"},
     "adapters_without_their_dropout": {"adapters_as_declared"},
+    "adapters_on_the_first_layer_only": {"adapters_as_declared"},
     # The model on which every step is computed once more, and the one that is loaded again, have the right scale.
     "scale_applied_twice": {
         "adapters_as_declared",
@@ -176,12 +178,12 @@ RED: dict[str, set[str]] = {
     "weights_under_adapters_thawed": {"adapters_as_declared", "frozen_stay", "save_reload_equal"},
     "one_matrix_of_adapters_frozen": {"adapters_as_declared", "adapters_change", "gradient_is_the_declared_one"},
     "adapters_trained_before": {"head_is_new", "adapters_start_at_zero"},
-    **{fault.name: {"save_reload_equal"} for fault in saving.FAULTS},
+    **{fault.name: {"save_reload_equal"} for fault in SAVING},
 }
 """Every fault of adapters and of what is saved, and the laws that it breaks."""
 
 
-@pytest.mark.parametrize("fault", [*adapter.FAULTS, *saving.FAULTS], ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [*adapter.FAULTS, *SAVING], ids=lambda fault: fault.name)
 def test_fault_turns_its_laws_red(fault: Fault) -> None:
     """These and no others."""
     whole = ["word_embeddings"] if fault.name in ("embeddings_unknown_to_peft", "last_token_row_not_saved") else []

@@ -20,7 +20,7 @@ from harness.laws import LAWS, judge
 from harness.mutation import Subject
 from harness.plan import Case
 from harness.record import Record
-from harness.throughput import Throughput, throughput, timed_steps
+from harness.throughput import MINIMUM, timed_steps
 from harness.training import compilation, devices
 from harness.training.checkpoint import Shelf, load
 from harness.training.fault import Fault
@@ -160,14 +160,12 @@ def test_compiled_training_is_watched_as_any_other(compiled: dict[str, Record]) 
 
 
 def test_steps_that_compile_are_not_timed(compiled: dict[str, Record]) -> None:
-    """Their seconds are kept in the record, apart from what compiling took of them."""
+    """Their seconds are kept in the record, apart from what compiling took of them; a busy machine changes nothing."""
     for one in compiled.values():
         first = [place for place, second in enumerate(one.steps.compile_seconds) if second > 0]
-        speed = throughput(one)
-        assert isinstance(speed, Throughput)
-        assert len(speed.seconds) <= len(one.steps.loss) - len(first)
         assert first[0] == 0
         assert 0 < one.steps.compile_seconds[0] < one.steps.seconds[0]
+        assert len(timed_steps(one)) >= MINIMUM
         assert not set(first) & set(timed_steps(one))
 
 

@@ -520,6 +520,7 @@ CAUGHT: dict[str, tuple[str, str, str]] = {
     "evaluation_sets_a_seed": ("texts", "evaluation_changes_nothing", "changed the random state of torch"),
     "evaluation_draws_from_the_training": ("texts", "evaluation_changes_nothing", "the random state of torch"),
     "evaluation_changes_weights": ("texts", "evaluation_changes_nothing", "word_embeddings.weight"),
+    "evaluation_leaves_gradients": ("texts", "evaluation_changes_nothing", "changed the gradient of bert."),
 }
 """By fault: where it is made, the law that is broken, and its words."""
 

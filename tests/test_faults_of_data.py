@@ -52,3 +52,22 @@ def test_law_sees_the_fault(name: str, loop: str) -> None:
     assert says in verdict.message
     (verdict,) = (one for one in judge(attempt(trial)) if one.law == law)
     assert verdict.outcome == "held", verdict
+
+
+def test_names_of_other_classes_are_told() -> None:
+    """A model that is right in numbers is wrong in names."""
+    data = {"sequences": TEXTS, "labels": LABELS, "label_names": ["bad", "good"]}
+    trial = case(data=data, train={"steps": 2, "batch_size": 3})
+    for fault, outcome in ((None, "held"), (BY_NAME["names_of_classes_exchanged"], "broken")):
+        record = run(trial, shelf=Shelf(), root=trial.path.parent, fault=fault)
+        (verdict,) = (one for one in judge(record) if one.law == "labels_in_range")
+        assert verdict.outcome == outcome, verdict
+
+
+def test_labels_counted_from_one_are_told() -> None:
+    """The head gets a class that nothing teaches, unless somebody declares that there is one more."""
+    for said, outcome in (({}, "broken"), ({"num_labels": 4}, "held")):
+        labels = [1, 2, 3, 3, 2, 1]
+        trial = case(data={"sequences": TEXTS, "labels": labels, **said}, train={"steps": 2, "batch_size": 3})
+        (verdict,) = (one for one in judge(attempt(trial)) if one.law == "labels_in_range")
+        assert verdict.outcome == outcome, verdict

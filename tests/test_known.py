@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from records import PROBES, record
+from records import EXAMPLES, PROBES, record
 from transformers import (
+    AlbertTokenizer,
     AutoConfig,
     BartConfig,
     BartForCausalLM,
@@ -105,3 +106,15 @@ def test_adamw_in_fp16_makes_nan_of_weights() -> None:
     weight.grad = torch.tensor([1.0, 0.0], dtype=torch.float16)
     optimizer.step()
     assert bool(weight.isnan().any())
+
+
+def test_tokenizers_tell_no_texts_of_a_pair_apart() -> None:
+    """The defect is there, and the remedy helps."""
+    texts = "the soup", "was cold"
+    vocabulary = [("<pad>", 0.0), ("<unk>", -1.0), ("[CLS]", -1.0), ("[SEP]", -1.0), ("[MASK]", -1.0), ("▁", -2.0)]
+    assert "token_type_ids" not in AlbertTokenizer(vocab=vocabulary)(*texts)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    assert {*AlbertTokenizer(vocab=vocabulary, model_input_names=names)(*texts)["token_type_ids"]} == {0, 1}
+    pairs = tuple(one.model_copy(update={"pair": True}) for one in EXAMPLES)
+    said = {"examples": pairs, "tokenizer": {"token_types": True, "name": "AlbertTokenizer"}}
+    assert "return no token_type_ids any more" in cause("tokens_match_tokenizer", record(**said))

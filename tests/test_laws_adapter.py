@@ -69,6 +69,9 @@ REJECTED = (
     Judged(
         "adapters_as_declared", "none", record(ADAPTED, adapters={"modules": 0}), "no module has an adapter for any"
     ),
+    Judged(
+        "adapters_as_declared", "a layer has none", layer(modules=1), "1 module with an adapter, and the targets mean 2"
+    ),
     Judged("adapters_as_declared", "rank", layer(rank=8), "2 adapters with rank 8, declared 4", "another config"),
     Judged("adapters_as_declared", "scale", layer(scale=16.0), "scale 16, declared 4"),
     Judged("adapters_as_declared", "dropout", layer(dropout=0.0), "dropout 0, declared 0.1"),

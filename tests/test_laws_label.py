@@ -110,12 +110,29 @@ def foreseeing(*gradients: float) -> Record:
 
 MASKED = masked()
 LOST = record(CAUSAL, lost=(2,))
+SAYS = {"settings": {"task": "causal-lm"}, "tokenizer": {"pad_token_id": PAD, "end_token_ids": (END, 7)}}
+"""A causal language model that stops at either of two tokens."""
+
+
+def turns(*labels: int) -> Record:
+    """A chat whose tokens are 2 20 21 3 22 23 24 3 and have these labels; generation stops at 3 and 7."""
+    ids = (START, 20, 21, END, 22, 23, 24, END)
+    one = Example(index=0, text="a chat", input_ids=ids, label=list(labels))
+    return record(examples=(one,), batches=(labelled(one),), **SAYS)
+
 
 ACCEPTED = (
     Judged("labels_masked_right", "all but the start", CAUSAL, "14 labels in 4 rows"),
     Judged("labels_masked_right", "padded on the left", LEFT, "14 labels in 4 rows"),
     Judged("labels_masked_right", "the end token is the pad token", PAD_IS_END, "14 labels in 4 rows"),
     Judged("labels_masked_right", "some are hidden", MASKED, "in 48 rows"),
+    Judged("labels_masked_right", "each turn ends", turns(*[IGNORED] * 2, 21, END, IGNORED, 23, 24, END), "5 labels"),
+    Judged(
+        "labels_masked_right",
+        "a turn is cut off",
+        record(turns(*[IGNORED] * 5, 23, 24, 25), tokenizer={"max_length": 8}),
+        "3 labels",
+    ),
     Judged("labels_travel", "one for each token", CAUSAL, "4 rows"),
     Judged("labels_travel", "one for each token, padded on the left", LEFT, "4 rows"),
     Judged(
@@ -149,6 +166,15 @@ ACCEPTED = (
         "3 of 4",
     ),
     Judged("decoder_inputs_shifted", "by one", targets(), "4 tokens"),
+    Judged("decoder_inputs_shifted", "from its start", record(targets(), tokenizer={"decoder_start_token_id": START})),
+    Judged(
+        "decoder_inputs_shifted",
+        "from the last label, as MBART",
+        record(
+            targets(decoder_input_ids=([END, 20, 21, 22], [END, 30, END, PAD])), tokenizer={"decoder_start_token_id": 9}
+        ),
+        "4 tokens",
+    ),
     Judged("masking_is_random", "15 %, of them 80, 10 and 10", MASKED, "of 1440 tokens drawn"),
     Judged("future_unseen", "exactly 0", foreseeing(0.0, 0.0), "4 examples"),
     Judged(
@@ -181,6 +207,13 @@ REJECTED = (
         "label 0 at position 4, expected -100",
         "padding is learnt",
     ),
+    Judged(
+        "labels_masked_right",
+        "a turn has no end",
+        turns(*[IGNORED] * 2, 21, END, IGNORED, 23, 24, IGNORED),
+        "example 0 ('a chat'), positions 5 to 6: no token is learnt at which generation stops (3, 7)",
+        "the chat template ends turns with another token or with none",
+    ),
     Judged("labels_masked_right", "padding on the left is learnt", spoiled(LEFT, "labels", 1, 0, PAD), "position 0"),
     Judged(
         "labels_masked_right",
@@ -211,6 +244,13 @@ REJECTED = (
         targets(decoder_input_ids=([START, START, 20, 21], [START, START, 30, END])),
         "decoder_input_ids[1] is 2, expected 20",
         "shifted otherwise",
+    ),
+    Judged(
+        "decoder_inputs_shifted",
+        "from another start",
+        record(targets(), tokenizer={"decoder_start_token_id": 9}),
+        "decoder_input_ids[0] is 2, and generation begins with 9",
+        "go on from another token",
     ),
     Judged("masking_is_random", "twice as many", masked(share=0.3), "tokens are drawn, expected 15%"),
     Judged("masking_is_random", "all are learnt", masked(everywhere=True), "1440 of 1440 tokens are drawn"),

@@ -75,6 +75,26 @@ def columns(**found: Any) -> Record:
     return record(examples=examples, batches=batches)
 
 
+def pairs(last: int | None, *, reads: bool = True) -> Record:
+    """The healthy record, whose examples are pairs to a model that reads token types: the last token's is this one, all
+    others are 0; or the tokenizer gives none.
+    """
+
+    def types(index: int, width: int) -> tuple[int, ...]:
+        size = len(HEALTHY.examples[index].input_ids)
+        return (*(0,) * (size - 1), last or 0, *(0,) * (width - size))
+
+    examples, batches = list(HEALTHY.examples), list(HEALTHY.batches)
+    for place, one in enumerate(examples):
+        own = {} if last is None else {"token_type_ids": types(place, len(one.input_ids))}
+        examples[place] = one.model_copy(update={"pair": True, "columns": own})
+    for place, made in enumerate(batches):
+        width = len(made.tensors["input_ids"][0])
+        own = {} if last is None else {"token_type_ids": tuple(types(index, width) for index in made.examples)}
+        batches[place] = made.model_copy(update={"tensors": {**made.tensors, **own}})
+    return record(examples=tuple(examples), batches=tuple(batches), tokenizer={"token_types": reads})
+
+
 def explored(*texts: str, error: str = "", trial: Record = HEALTHY) -> Record:
     """The healthy record, but for what exploring found: these texts, and the record or the error that they leave."""
     found = {"sequences": list(texts), "batch_size": 2, "law": "padding_mask_correct", "known": False, "error": error}
@@ -106,12 +126,17 @@ ACCEPTED = (
     Judged("update_is_the_declared_one", "nothing to move at a rate of 0", twin(1, update=0.0, update_expected=0.0)),
     Judged("update_is_the_declared_one", "no nearer than fp32", twin(1, update=4e-5, update_rounding=4e-5)),
     Judged("optimizer_covers_trainable", "all, once, as declared", HEALTHY, "5 parameters in 1 group"),
+    Judged(
+        "labels_in_range", "their names", found(**dict.fromkeys(("label_names", "config_label_names"), ("no", "yes")))
+    ),
     Judged("schedule_followed", "constant", HEALTHY, "8 steps, last at 0.001"),
     Judged("schedule_followed", "warm-up", warming(0.0, RATE / 4, RATE / 2, 3 * RATE / 4, RATE, RATE)),
     Judged("labels_travel", "each with its own", HEALTHY, "4 rows"),
     Judged("every_example_once", "in the order of the data", HEALTHY, "4 whole epochs of 4 examples"),
     Judged("every_example_once", "shuffled", drawn((2, 0), (1, 3), (3, 0), (2, 1), shuffle=True), "2 whole epochs"),
     Judged("tokens_match_tokenizer", "its columns too", columns(token_type_ids=[[0] * 6] * 2), "4 rows"),
+    Judged("tokens_match_tokenizer", "pairs told apart", pairs(1), "4 rows"),
+    Judged("tokens_match_tokenizer", "pairs of a model without token types", pairs(None, reads=False), "4 rows"),
     Judged("every_example_once", "an epoch in part", drawn((2, 0), shuffle=True), "2 of 4 examples"),
     Judged("every_example_once", "a stream", streamed((3, 9), (4, 12)), "4 examples of a stream"),
     Judged("every_example_once", "a stream again", streamed((1, 0), (2,), (0, 2), (1,), rows=3), "2 whole epochs of 3"),
@@ -124,6 +149,8 @@ ACCEPTED = (
     ),
     Judged("every_example_once", "grouped", grouped(), "2 whole epochs of 24"),
     Judged("labels_in_range", "all classes", HEALTHY, "4 rows, 2 of 2 classes"),
+    Judged("labels_in_range", "one class", found(labels={"1": 4}, classes_declared=False), "1 of 2 classes"),
+    Judged("labels_in_range", "a class without a row", found(classes=3, labels={"1": 2, "2": 2}), "2 of 3 classes"),
     Judged("labels_in_range", "those drawn", found(rows=1000), "4 rows drawn of 1000, 2 of 2 classes"),
     Judged("no_conflicting_duplicates", "none", HEALTHY, "0 of 4 rows"),
     Judged("no_conflicting_duplicates", "a few", found(seen=1000, rows=None, conflicting=10), "10 of 1000 rows"),
@@ -194,6 +221,13 @@ REJECTED = (
     ),
     Judged(
         "loss_is_the_declared_one", "never stepped", twin(2, stepped=False), "step 2 on the twin: the optimizer did"
+    ),
+    Judged(
+        "optimizer_covers_trainable",
+        "frozen in the midst",
+        record(optimizer={"toggled": ("bert.embeddings.weight",)}),
+        "1 parameter trained in a part of the training only: bert.embeddings.weight",
+        "requires_grad in the midst",
     ),
     Judged("update_is_the_declared_one", "a new optimizer", twin(3, state_of_step=0), "is that after 0 steps", "anew"),
     Judged(
@@ -301,6 +335,20 @@ REJECTED = (
     ),
     Judged(
         "labels_in_range",
+        "other names",
+        found(label_names=("bad", "good"), config_label_names=("good", "bad")),
+        "the classes are bad, good, and the model's config has good, bad",
+        "names of other classes",
+    ),
+    Judged(
+        "labels_in_range",
+        "counted from 1, and nobody says how many there are",
+        found(classes=3, classes_declared=False, labels={"1": 2, "2": 2}),
+        "none of 4 rows has the label 0, and each from 1 to 2 occurs",
+        "counted from 1",
+    ),
+    Judged(
+        "labels_in_range",
         "changed on the way",
         rows("labels", (-100, 0)),
         "step 1, row 0 (example 0): label -100, expected one from 0 to 1",
@@ -343,10 +391,10 @@ REJECTED = (
     ),
     Judged(
         "dropout_on_in_training",
-        "set to 0",
-        record(modes={"lost": ("bert.dropout",)}),
-        "1 module lost the dropout of the checkpoint: bert.dropout",
-        "set to 0 after loading",
+        "another rate",
+        record(modes={"changed": ("bert.dropout",)}),
+        "1 module with another dropout than the checkpoint has: bert.dropout",
+        "after loading",
     ),
     Judged(
         "dropout_on_in_training",
@@ -383,6 +431,21 @@ REJECTED = (
         "token_type_ids is ",
         "makes another one",
     ),
+    Judged(
+        "tokens_match_tokenizer",
+        "an argument is added",
+        rows("position_ids", ((1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6))),
+        "step 1: position_ids reached the model, which the tokenizer does not give",
+        "the collator makes it itself",
+    ),
+    Judged(
+        "tokens_match_tokenizer",
+        "pairs without token types",
+        pairs(None),
+        "example 0 ('text 0') is a pair and has no token_type_ids",
+        "model_input_names",
+    ),
+    Judged("tokens_match_tokenizer", "pairs of one type", pairs(0), "is a pair and has token_type_ids of 0 only"),
     Judged(
         "no_graph_kept",
         "all",
@@ -506,6 +569,12 @@ def test_few_predictions_say_nothing() -> None:
     check(Judged("pretraining_shows", "", probe("prior", predictions=99), "99 predictions, fewer than 100"), "invalid")
     random = record(probes={"prior": {"reason": "every weight is random"}})
     check(Judged("pretraining_shows", "", random, "every weight is random"), "not applicable")
+
+
+def test_a_loss_that_still_falls_has_no_floor_yet() -> None:
+    """A model that learns slowly is not one that cannot learn."""
+    falling = probe("overfit", loss=[0.7, 0.5, 0.3])
+    check(Judged("overfits_one_batch", "", falling, "it still falls, and nobody knows how far"), "invalid")
 
 
 def test_what_was_found_is_judged_again() -> None:

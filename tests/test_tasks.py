@@ -13,6 +13,7 @@ from vocabulary import KINDS
 from harness.errors import CheckpointError
 from harness.experiment import Settings
 from harness.experiment.row import ROLES
+from harness.training.data import bare
 from harness.training.tasks import IGNORED, TASKS, Task, task_of
 
 TOKENIZERS = {name: make() for name, make in KINDS.items()}
@@ -85,7 +86,7 @@ def test_features_are_what_is_declared(name: str, data: st.DataObject) -> None:
         assert found["input_ids"] == [choice["input_ids"] for choice in expected["choices"]]
         assert found["label"] == expected["labels"]
         return
-    found = {"labels" if column == "label" else column: value for column, value in found.items()}
+    found = {"labels" if column == "label" else column: value for column, value in bare(found).items()}
     if name == "masked-lm":
         found["labels"] = expected["labels"]
     assert found == expected
@@ -222,9 +223,12 @@ def test_a_template_that_rewrites_the_chat_is_refused() -> None:
 
 def test_an_answer_without_its_end_is_lost() -> None:
     """Cut off in the middle, a model learns to stop nowhere; a plain text may be cut."""
-    words = TOKENIZERS["byte pairs"]
+    words = KINDS["byte pairs"]()
+    words.chat_template = TASKS["causal-lm"].chat_template
     answered, plain = {"prompt": "the soup", "answer": "was cold"}, {"text": "the soup was cold"}
-    for row, length, lost in ((answered, 254, False), (answered, 3, True), (plain, 3, False), (plain, 1, True)):
+    chat = {"messages": [{"role": "assistant", "content": "soup"}, {"role": "assistant", "content": "was cold"}]}
+    rows = (answered, 254, False), (answered, 3, True), (plain, 3, False), (plain, 1, True)
+    for row, length, lost in (*rows, (chat, 254, False), (chat, 9, True)):
         one = task("causal-lm", row)
         (found,) = one.encode([row], words, length)
         assert one.loses(row, found, words) is lost, (row, length)

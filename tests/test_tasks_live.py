@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -27,9 +26,11 @@ from harness.plan import Case
 from harness.record import Record
 from harness.training import tokenizer
 from harness.training.checkpoint import Shelf
-from harness.training.fault import NO_REPORT, Fault, Patch, loading_fault
-from harness.training.faults.seam import on_loss
+from harness.training.fault import Fault
+from harness.training.faults.loss import classes_exclude_each_other, squares_of_all_pairs
+from harness.training.faults.saving import chat_template_not_saved
 from harness.training.faults.token import FAULTS
+from harness.training.faults.tokenizer import token_types_unknown_to_the_tokenizer
 from harness.training.mutate import runner
 from harness.training.run import run
 
@@ -142,20 +143,6 @@ def test_right_trainings_keep_every_law_in_both_loops(name: str) -> None:
 # Faults
 
 
-@loading_fault(NO_REPORT, tasks={"sequence-classification"})
-def classes_exclude_each_other(loaded: Any, patch: Patch) -> Any:
-    """One softmax over classes of which several may be right."""
-    on_loss(patch, loaded.model, lambda loss, z, y: functional.cross_entropy(z, y))
-    return loaded
-
-
-@loading_fault("deepset-ai/FARM#229", tasks={"sequence-classification"})
-def squares_of_all_pairs(loaded: Any, patch: Patch) -> Any:
-    """Logits of shape (rows, 1) and labels of shape (rows) make squares of rows x rows."""
-    on_loss(patch, loaded.model, lambda loss, z, y: (z - y).square().mean())
-    return loaded
-
-
 CAUGHT_BY = {
     "every_piece_has_the_label": "labels_masked_right",
     "special_tokens_forgotten": "labels_masked_right",
@@ -164,22 +151,44 @@ CAUGHT_BY = {
     "loss_not_shifted": "loss_is_the_declared_one",
     "prompt_is_learnt": "labels_masked_right",
     "end_ignored_as_padding": "labels_masked_right",
+    "answer_begins_unlearnt": "labels_masked_right",
+    "answers_not_found": "labels_masked_right",
+    "answers_cut_off": "labels_survive_truncation",
+    "turns_have_no_end": "labels_masked_right",
     "padding_is_learnt": "labels_masked_right",
     "decoder_inputs_not_shifted": "decoder_inputs_shifted",
+    "decoder_starts_with_another_token": "decoder_inputs_shifted",
     "end_of_target_lost": "labels_travel",
     "span_off_by_one": "labels_travel",
     "end_is_exclusive": "labels_travel",
     "end_is_not_learnt": "loss_is_the_declared_one",
     "choices_in_the_wrong_order": "tokens_match_tokenizer",
     "tokens_not_hidden_are_learnt": "masking_is_random",
+    "special_tokens_are_drawn": "labels_masked_right",
     "hidden_once_for_all": "masking_is_random",
     "every_drawn_token_is_hidden": "masking_is_random",
     "classes_exclude_each_other": "loss_is_the_declared_one",
     "squares_of_all_pairs": "loss_is_the_declared_one",
+    "token_types_unknown_to_the_tokenizer": "tokens_match_tokenizer",
+    "chat_template_not_saved": "save_reload_equal",
 }
 """The law that has to notice."""
 
-OTHERS = {"classes_exclude_each_other": "multi-label", "squares_of_all_pairs": "regression"}
+OTHERS = {
+    "classes_exclude_each_other": "multi-label",
+    "squares_of_all_pairs": "regression",
+    "token_types_unknown_to_the_tokenizer": "question-answering",
+    "turns_have_no_end": "chat",
+    "chat_template_not_saved": "chat",
+}
+"""Where a fault is made that is not made in the small case of its task."""
+MADE = (
+    *FAULTS,
+    classes_exclude_each_other,
+    squares_of_all_pairs,
+    token_types_unknown_to_the_tokenizer,
+    chat_template_not_saved,
+)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +202,7 @@ def subjects() -> dict[str, Subject[Fault]]:
     ("fault", "name"),
     [
         pytest.param(fault, name, id=f"{fault.name} in {name}")
-        for fault in (*FAULTS, classes_exclude_each_other, squares_of_all_pairs)
+        for fault in MADE
         for name in ([OTHERS[fault.name]] if fault.name in OTHERS else sorted(fault.tasks))
     ],
 )
@@ -209,7 +218,7 @@ def test_faults_are_caught(
 
 def test_every_fault_has_its_law() -> None:
     """The table above is complete."""
-    assert CAUGHT_BY.keys() == {fault.name for fault in (*FAULTS, classes_exclude_each_other, squares_of_all_pairs)}
+    assert CAUGHT_BY.keys() == {fault.name for fault in MADE}
 
 
 # Checkpoints

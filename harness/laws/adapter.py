@@ -44,6 +44,11 @@ def adapters_as_declared(
         if wrong := [name for name, value in expected.items() if not abs(layer[name] - value) <= 1e-9]:
             found = ", ".join(f"{name} {layer[name]:g}, declared {expected[name]:g}" for name in wrong)
             return broken(f"{count(layer['modules'], 'adapter')} with {found}", cause="another config reached peft")
+    if (modules := sum(layer["modules"] for layer in evidence["layers"])) != adapters.modules:
+        return broken(
+            f"{count(modules, 'module')} with an adapter, and the targets mean {adapters.modules}",
+            cause="other targets reached peft, or some of the layers alone",
+        )
     for name, distance in evidence["formula"].items():
         if not float(distance) <= tolerance:
             return broken(

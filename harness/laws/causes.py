@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from harness.laws.law import Verdict
 
-_DATA = ("tokens_match_tokenizer", "padding_mask_correct", "labels_travel", "every_example_once")
+_DATA = (
+    "tokens_match_tokenizer",
+    "padding_mask_correct",
+    "labels_travel",
+    "labels_masked_right",
+    "decoder_inputs_shifted",
+    "masking_is_random",
+    "every_example_once",
+)
 _MODEL = ("head_is_new", "dropout_on_in_training", "padding_changes_nothing", "examples_stay_apart")
 _OBJECTIVE = ("accumulation_equivalent", "loss_is_the_declared_one", "gradient_is_the_declared_one")
 _STEP = ("scaler_used_right", "clipping_bounds", "updates_not_lost", "frozen_stay")

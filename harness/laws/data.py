@@ -31,7 +31,7 @@ def labels_travel(record: Record) -> Verdict:
     if not record.batches or not declared.keys() >= {index for batch in record.batches for index in batch.examples}:
         return invalid("no batch was kept, or not every example of the kept ones")
     left = record.tokenizer is not None and record.tokenizer.padding_side == "left"
-    count = 0
+    seen = 0
     for batch in record.batches:
         for argument in dict.fromkeys(name for index in batch.examples for name in declared[index]):
             found = batch.tensors.get(argument)
@@ -41,7 +41,7 @@ def labels_travel(record: Record) -> Verdict:
             if len(found) != len(batch.examples):
                 return broken(f"step {batch.step + 1}: {len(found)} labels for {len(batch.examples)} examples")
             for row, (index, label) in enumerate(zip(batch.examples, found, strict=True)):
-                count += 1
+                seen += 1
                 if (wrong := _wrong_label(label, declared[index][argument], left)) is not None:
                     return broken(
                         f"step {batch.step + 1}, row {row} (example {index}): {wrong}",
@@ -51,7 +51,7 @@ def labels_travel(record: Record) -> Verdict:
     if len(kinds) == 1:
         (example, *_) = record.examples
         return vacuous(f"all examples have the label {example.label}: a mix-up would not show")
-    return held(f"{count} rows")
+    return held(f"{seen} rows")
 
 
 def by_argument(example: Example) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def model_in_eval_mode(record: Record) -> Verdict:
 
 @law()
 def evaluation_changes_nothing(record: Record) -> Verdict:
-    """An evaluation leaves weights, buffers and random states as they were, bit for bit.
+    """An evaluation leaves weights, buffers, gradients and random states as they were, bit for bit.
 
     Otherwise the training would depend on how often it is evaluated. Random states are those of torch (on the CPU and
     on the model's device), numpy and Python: a data loader without its own generator draws a number from torch's.
@@ -101,7 +101,7 @@ def evaluation_changes_nothing(record: Record) -> Verdict:
         if not score.changed:
             continue
         random = all(name.startswith("the random state") for name in score.changed)
-        cause = "weights are averaged, cast or updated where they are only to be read"
+        cause = "weights are averaged, cast or updated where they are only to be read, or a loss is back-propagated"
         if random:
             cause = "a seed is set, or a data loader, a sampler or a metric draws from the training's generator"
         if random and score.drew:

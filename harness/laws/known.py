@@ -20,6 +20,10 @@ _UNSHIFTED = (
 """Whose loss of a language model does not shift."""
 
 
+_UNTYPED = ("Albert", "Funnel", "Herbert", "RemBert", "RoFormer", "Splinter")
+"""Whose tokenizers return no token types."""
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is wrong in a library, where it shows, and what helps."""
@@ -118,7 +122,17 @@ DEFECTS: tuple[Defect, ...] = (
         remedy="make labels before padding and pad them with DataCollatorForSeq2Seq, or give the tokenizer a pad token "
         "of its own",
         thread="https://github.com/huggingface/transformers/issues/23530",
-        applies=lambda record: _settings(record, "task") == "causal-lm",
+        applies=lambda record: _settings(record, "task") == "causal-lm" and _pads_with_its_end(record),
+    ),
+    Defect(
+        laws=("tokens_match_tokenizer",),
+        library="transformers, 5.0 to 5.23",
+        seen="2026-11",
+        what="the tokenizers of ALBERT, Funnel, HerBERT, RemBERT, RoFormer and Splinter return no token_type_ids any "
+        "more: both texts of a pair are read as the first",
+        remedy="model_input_names: [input_ids, token_type_ids, attention_mask] in tokenizer_config.json",
+        thread="https://github.com/huggingface/transformers/issues/48128",
+        applies=lambda record: _leaves_types_out(record),
     ),
     Defect(
         laws=("loss_finite",),
@@ -153,6 +167,17 @@ def explained(verdict: Verdict, record: Record) -> Verdict:
             known = f"known defect of {defect.library}: {defect.what}. Remedy: {defect.remedy} ({defect.thread})"
             return replace(verdict, cause=f"{verdict.cause}; {known}" if verdict.cause else known)
     return verdict
+
+
+def _pads_with_its_end(record: Record) -> bool:
+    words = record.tokenizer
+    return words is not None and words.pad_token_id in words.end_token_ids
+
+
+def _leaves_types_out(record: Record) -> bool:
+    words = record.tokenizer
+    known = words is not None and words.name.startswith(_UNTYPED)
+    return known and any(one.pair and "token_type_ids" not in one.columns for one in record.examples)
 
 
 def _architecture(record: Record) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated
 
 from pydantic import Field
@@ -82,6 +83,10 @@ def labels_masked_right(record: Record) -> Verdict:
     have no label, the end of a text has one. Labels made from ids, with -100 wherever an id is the pad token, remove
     the label at the end of every text if the pad token is the end token: such a model never learns to stop. Exact. If
     tokens are masked at random, the others have no label; which tokens are masked is left to masking_is_random.
+
+    What a causal language model learns to say has to hold a token at which generation stops (the model's or the
+    tokenizer's `eos_token_id`), unless it is cut off, or there is no such token. A chat template that ends turns with
+    another token, or with none, is a common mistake: a base model stops at `<|endoftext|>`, and not at `<|im_end|>`.
     """
     found = _rows(record)
     if found is None:
@@ -102,8 +107,30 @@ def labels_masked_right(record: Record) -> Verdict:
             if label != IGNORED == row.at(place):
                 message = f"{row.place}: label {label} at position {place}, expected -100"
                 return broken(message, _why_labelled(row, place))
+    if (endless := _endless(record)) is not None:
+        return broken(
+            endless,
+            cause="the chat template ends turns with another token or with none: such a model never learns to stop",
+        )
     learnt = sum(label != IGNORED for row in rows for label in row.found)
     return held(f"{learnt} labels in {count(len(rows), 'row')}")
+
+
+def _endless(record: Record) -> str | None:
+    """The first text, or part of it, that is learnt to its end without a token at which generation stops."""
+    words = record.tokenizer
+    if record.settings.get("task") != "causal-lm" or words is None or not words.end_token_ids:
+        return None
+    ends = set(words.end_token_ids)
+    for example in record.examples:
+        for learnt, run in groupby(enumerate(example.label), key=lambda place: place[1] != IGNORED):
+            places, said = zip(*run, strict=True)
+            cut = places[-1] + 1 == words.max_length
+            if learnt and not cut and ends.isdisjoint(said):
+                stops = ", ".join(map(str, sorted(ends)))
+                where = f"example {example.index} ({example.text!r}), positions {places[0]} to {places[-1]}"
+                return f"{where}: no token is learnt at which generation stops ({stops})"
+    return None
 
 
 def _why_labelled(row: Row, place: int) -> str:
@@ -151,7 +178,8 @@ def decoder_inputs_shifted(record: Record) -> Verdict:
     """The decoder gets the labels shifted by one: at each place the token before the one it has to predict.
 
     Without the shift a decoder copies what it sees, and the loss falls to 0; shifted twice, it predicts across a gap.
-    Exact, over the labels that are not -100.
+    Exact, over the labels that are not -100. Its first input is the token with which generation begins, or, as MBART
+    has it, the last label of the row.
     """
     if not any("decoder_input_ids" in batch.tensors for batch in record.batches):
         return not_applicable("the model gets no decoder_input_ids")
@@ -176,7 +204,18 @@ def decoder_inputs_shifted(record: Record) -> Verdict:
                         if list(inputs[1:]) == list(labels[1:]) or inputs[t] == labels[t]
                         else "they are shifted otherwise, or made from another text",
                     )
+            if (wrong := _wrong_start(record, inputs, labels)) is not None:
+                return broken(f"{place}: {wrong}", cause="the decoder learns to go on from another token")
     return held(f"{seen} tokens") if seen else vacuous("no target has two tokens")
+
+
+def _wrong_start(record: Record, inputs: Sequence[int], labels: Sequence[int]) -> str | None:
+    """What is wrong with the first token of a decoder, if that is known."""
+    start = record.tokenizer.decoder_start_token_id if record.tokenizer is not None else None
+    last = next((label for label in reversed(labels) if label != IGNORED), None)
+    if start is None or inputs[0] in (start, last):
+        return None
+    return f"decoder_input_ids[0] is {inputs[0]}, and generation begins with {start}"
 
 
 @law()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.laws.data import IGNORED
+from harness.laws.data import IGNORED, by_argument
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Batch, Example, Record
 
@@ -254,6 +254,10 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
     Compared token by token with the sequence encoded outside of any batch, as is every other column that the
     tokenizer returns, such as token_type_ids. Exact. The side of the padding, and what it consists of, are left to
     padding_mask_correct.
+
+    The model gets nothing else of the text, such as position_ids that count from another place than it does itself.
+    If it tells two texts apart by token_type_ids, a pair has two kinds of them: since transformers 5 the tokenizers of
+    ALBERT and RemBERT return none, and both texts are read as the first.
     """
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
@@ -267,6 +271,13 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
     different = next(filter(None, map(_wrong_column, rows)), None)
     if different is not None:
         return broken(different, cause="the collator drops it, or makes another one itself")
+    if (added := _added(record)) is not None:
+        return broken(added, cause="the collator makes it itself, or another tokenizer does")
+    if (alike := _alike(record)) is not None:
+        return broken(
+            alike,
+            cause="the tokenizer leaves token_type_ids out of its model_input_names, and the model takes 0 for all",
+        )
     return held(f"{len(rows)} rows of {len(record.batches)} batches")
 
 
@@ -279,6 +290,28 @@ def _wrong_column(row: Row) -> str | None:
         start = row.padding - row.start if row.other_side else row.start
         if found[start : start + len(expected)] != expected:
             return f"{row.place}: {name} is {_runs(found)}, the tokenizer gives {_runs(expected)}"
+    return None
+
+
+def _added(record: Record) -> str | None:
+    """The first of the model's arguments that neither the tokenizer nor the task gives."""
+    given = {name for one in record.examples for name in (*one.columns, *by_argument(one))}
+    given |= {"input_ids", "attention_mask", "decoder_input_ids"}
+    for batch in record.batches:
+        if added := sorted(batch.tensors.keys() - given):
+            return f"step {batch.step + 1}: {added[0]} reached the model, which the tokenizer does not give"
+    return None
+
+
+def _alike(record: Record) -> str | None:
+    """The first pair whose two texts are one to a model that can tell them apart."""
+    if record.tokenizer is None or not record.tokenizer.token_types:
+        return None
+    for example in record.examples:
+        types = example.columns.get("token_type_ids", ())
+        if example.pair and len(set(types)) < 2:
+            found = f"has token_type_ids of {types[0]} only" if types else "has no token_type_ids"
+            return f"example {example.index} ({example.text!r}) is a pair and {found}"
     return None
 
 

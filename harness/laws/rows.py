@@ -16,20 +16,33 @@ Share = Annotated[float, Field(ge=0, le=1, description="The largest share that s
 
 @law()
 def labels_in_range(record: Record) -> Verdict:
-    """Every label is one of the model's classes, from 0 to their number minus one.
+    """Every label is one of the model's classes, counted from 0, and is called what the data call it.
 
     Judged on all rows of a small source, on the drawn rows of a large one, and on the labels that reached the
     model in the kept batches. A label of -100 is outside, too: the loss ignores it silently, and the row teaches
     nothing. A label beyond the last class is an index out of bounds, and on a GPU an assertion that does not say where.
+    If nobody declares how many classes there are, and each has a row but class 0, labels are counted from 1, and the
+    head has a class that nothing teaches.
     """
     if (data := _seen(record)) is None:
         return invalid("no row was looked at")
+    if data.label_names and data.config_label_names not in ((), data.label_names):
+        return broken(
+            f"the classes are {', '.join(data.label_names)}, and the model's config has "
+            f"{', '.join(data.config_label_names)}",
+            cause="names were given to numbers twice, in another order: predictions have the names of other classes",
+        )
     if not data.labels:
         return not_applicable("labels are no single numbers")
     if data.outside:
         return broken(
             f"{_shown(data.outside)}: expected a label from 0 to {data.classes - 1}",
             cause="labels are counted from 1, mark what is not labelled, or belong to another head",
+        )
+    if _from_one(data):
+        return broken(
+            f"none of {_rows(data)} has the label 0, and each from 1 to {data.classes - 1} occurs",
+            cause="labels are counted from 1; if there is a class 0, only without a row, declare data.num_labels",
         )
     for batch in record.batches:
         for row, label in enumerate(batch.tensors.get("labels", ())):
@@ -101,6 +114,12 @@ def texts_are_whole(record: Record, *, share: Share = 0.1) -> Verdict:
             cause="train.max_length is too small, or the checkpoint is for shorter texts",
         )
     return held(f"{data.cut} of {_rows(data)} cut")
+
+
+def _from_one(data: Data) -> bool:
+    """Whether nobody declares how many classes there are, and each has a row but the first."""
+    others = {str(label) for label in range(1, data.classes)}
+    return not data.classes_declared and data.rows == data.seen and len(others) > 1 and data.labels.keys() == others
 
 
 def _seen(record: Record) -> Data | None:

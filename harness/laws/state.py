@@ -21,10 +21,11 @@ def dropout_on_in_training(record: Record) -> Verdict:
     modes = record.modes
     if modes is None:
         return invalid("no mode was recorded")
-    if modes.lost:
+    if modes.changed:
         return broken(
-            f"{count(len(modes.lost), 'module')} lost the dropout of the checkpoint: {', '.join(modes.lost[:3])}",
-            cause="dropout was set to 0 after loading",
+            f"{count(len(modes.changed), 'module')} with another dropout than the checkpoint has: "
+            f"{', '.join(modes.changed[:3])}",
+            cause="dropout was set, to 0 or to another rate, after loading",
         )
     if modes.stochastic == 0:
         return vacuous("the model has neither dropout nor running statistics")

@@ -67,10 +67,14 @@ def is_dropout(name: str, value: object) -> bool:
     return "drop" in name and isinstance(value, float) and 0 < value < 1
 
 
+def dropouts(module: torch.nn.Module) -> dict[str, float]:
+    """The dropout probabilities above 0 that a module has itself, by the name of its attribute."""
+    own = isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
+    return {name: value for name, value in vars(module).items() if is_dropout(name, value) or (own and name == "p")}
+
+
 def is_stochastic(module: torch.nn.Module) -> bool:
     """Whether a module behaves differently in train and eval mode: dropout above 0, or running statistics."""
-    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-        return module.p > 0
     if isinstance(module, torch.nn.modules.batchnorm._NormBase):
         return bool(module.track_running_stats)
-    return any(is_dropout(name, value) for name, value in vars(module).items())
+    return bool(dropouts(module))

@@ -30,7 +30,7 @@ from harness.training.stored import bits
 from harness.training.survey import Survey
 from harness.training.tasks import Features
 from harness.training.timing import Lap, StepClock, followed
-from harness.training.twin import is_stochastic
+from harness.training.twin import dropouts, is_stochastic
 from harness.training.witness import BATCH_TOKENS, Witness
 
 SAMPLE = 65_536
@@ -120,6 +120,7 @@ class Watch:
         self._optimizer: Optimizer | None = None
         self._stochastic = {name: module for name, module in model.named_modules() if is_stochastic(module)}
         self._off: tuple[int, tuple[str, ...]] | None = None
+        self._dropout_changed: tuple[str, ...] = ()
         self._random = b""
         self._first_random = ""
         self._stepping: Any = None
@@ -146,6 +147,7 @@ class Watch:
         """
         self.digest = digest(self._model.state_dict().items())
         self.altered = altered(self._loaded, self._model)
+        self._dropout_changed = _changed_dropouts(self._loaded, self._model)
         self._trainable = [(name, one) for name, one in self._model.named_parameters() if one.requires_grad]
         self._sample = self._sampled(one for _, one in self._trainable)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
@@ -212,17 +214,18 @@ class Watch:
 
     def optimizer(self) -> Optimizer | None:
         """What the optimizer held at its first step; none if it never stepped."""
-        return self._optimizer
+        begun, now = dict(self._trainable), {name for name, one in self._model.named_parameters() if one.requires_grad}
+        toggled = tuple(sorted(begun.keys() ^ now))
+        return None if self._optimizer is None else self._optimizer.model_copy(update={"toggled": toggled})
 
     def modes(self) -> Modes:
         """Whether dropout was on whenever the loop trained."""
         step, off = self._off or (None, ())
-        lost = [name for name, module in self._loaded.named_modules() if is_stochastic(module)]
         return Modes(
             stochastic=len(self._stochastic),
             step=step,
             off=off,
-            lost=tuple(name for name in lost if name not in self._stochastic),
+            changed=self._dropout_changed,
             redrawn=self._redrawn,
             drifted=self._drifted(),
             checkpointing=self._checkpointing,
@@ -426,6 +429,12 @@ def altered(start: Any, model: Any) -> tuple[str, ...]:
     one = {**dict(start.named_parameters()), **dict(start.named_buffers())}
     two = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return tuple(sorted(name for name in one.keys() | two.keys() if not _same(one.get(name), two.get(name))))
+
+
+def _changed_dropouts(start: Any, model: Any) -> tuple[str, ...]:
+    """Names of modules whose dropout differs between two models."""
+    now = {name: dropouts(module) for name, module in model.named_modules()}
+    return tuple(name for name, module in start.named_modules() if now.get(name, {}) != dropouts(module))
 
 
 def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:

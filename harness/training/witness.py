@@ -128,10 +128,12 @@ class Witness:
         return {name: _turned(one) if name in LOWER_IS_BETTER else one for name, one in found.items()}
 
     def _state(self) -> dict[str, Any]:
-        """A fingerprint of every tensor of the model and of every random generator."""
+        """A fingerprint of every tensor of the model, of gradients if there are any, and of every random generator."""
         model = self._work.model
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         found: dict[str, Any] = {name: _fingerprint(tensor.detach()) for name, tensor in tensors.items()}
+        grads = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found |= {f"the gradient of {name}": _fingerprint(grad) for name, grad in grads.items()}
         found["the random state of torch"] = _digest(torch.get_rng_state())
         found["the random state of python"] = random.getstate()
         found["the random state of numpy"] = repr(np.random.get_state(legacy=False))

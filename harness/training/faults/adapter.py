@@ -69,6 +69,12 @@ def adapters_without_their_dropout(loaded: Loaded, patch: Patch) -> Loaded:
     return _adapted_anew(loaded, lora_dropout=0.5)
 
 
+@loading_fault(NO_REPORT, when=_adapts)
+def adapters_on_the_first_layer_only(loaded: Loaded, patch: Patch) -> Loaded:
+    """``layers_to_transform`` was left in from a trial: other layers get no adapter."""
+    return _adapted_anew(loaded, layers_to_transform=[0])
+
+
 @fault(NO_REPORT, when=_adapts)
 def scale_applied_twice(work: Workload, patch: Patch) -> Workload:
     """What an adapter adds is scaled twice, as where it is scaled by hand as well."""
@@ -110,6 +116,7 @@ FAULTS = (
     adapters_start_at_random,
     alpha_forgotten,
     adapters_without_their_dropout,
+    adapters_on_the_first_layer_only,
     scale_applied_twice,
     weights_under_adapters_thawed,
     one_matrix_of_adapters_frozen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -96,6 +97,19 @@ def token_types_left_out(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@fault("transformers#46634, trl#3526")
+def positions_count_from_one(work: Workload, patch: Patch) -> Workload:
+    """The collator makes position_ids, and counts from 1."""
+
+    def change(batch: Any, collator: Any) -> None:
+        if "position_ids" in inspect.signature(type(work.model).forward).parameters:
+            ids = batch["input_ids"]
+            batch["position_ids"] = torch.arange(1, ids.shape[-1] + 1).expand(ids.shape).contiguous()
+
+    on_batch(patch, change)
+    return work
+
+
 @fault("pytorch#70348")
 def batch_cut_to_its_shortest(work: Workload, patch: Patch) -> Workload:
     """Rows are cut to the shortest of the batch instead of padded to the longest."""
@@ -182,6 +196,7 @@ FAULTS = (
     pads_with_another_token,
     token_types_of_the_second_text,
     token_types_left_out,
+    positions_count_from_one,
     batch_cut_to_its_shortest,
     last_row_lost,
     first_row_repeated,

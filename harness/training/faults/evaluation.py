@@ -274,6 +274,20 @@ def evaluation_changes_weights(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@_fault(NO_REPORT)
+def evaluation_leaves_gradients(work: Workload, patch: Patch) -> Workload:
+    """A penalty on the weights is back-propagated after an evaluation, which adds to the gradient of the next step."""
+
+    def measured(names: Sequence[str], answers: Sequence[Answer], label_names: tuple[str, ...]) -> dict[str, float]:
+        with torch.enable_grad():
+            weights = (one for one in work.model.parameters() if one.requires_grad)
+            torch.stack([one.square().sum() for one in weights]).sum().backward()
+        return measure(names, answers, label_names)
+
+    _measuring(patch, measured)
+    return work
+
+
 FAULTS = (
     evaluated_on_rows_of_the_training,
     evaluated_on_rows_in_capitals,
@@ -293,4 +307,5 @@ FAULTS = (
     evaluation_sets_a_seed,
     evaluation_draws_from_the_training,
     evaluation_changes_weights,
+    evaluation_leaves_gradients,
 )

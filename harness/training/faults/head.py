@@ -136,6 +136,19 @@ def half_the_backbone_frozen(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@fault("NVIDIA-NeMo/Speech#7228")
+def frozen_in_the_midst(work: Workload, patch: Patch) -> Workload:
+    """Something sets ``requires_grad`` to False after a few steps: the embedding trains no more."""
+
+    def hook(module: Any, args: Any) -> None:
+        module.forwards = getattr(module, "forwards", 0) + module.training
+        if module.forwards > 4:
+            module.get_input_embeddings().weight.requires_grad_(False)
+
+    work.model.register_forward_pre_hook(hook)
+    return work
+
+
 FAULTS = (
     head_reads_the_other_end,
     head_reads_a_mean_with_padding,
@@ -148,4 +161,5 @@ FAULTS = (
     embeddings_frozen,
     backbone_frozen,
     half_the_backbone_frozen,
+    frozen_in_the_midst,
 )

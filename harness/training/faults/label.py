@@ -36,6 +36,15 @@ def labels_renumbered(work: Workload, patch: Patch) -> Workload:
     return relabelled(work, lambda index, row: {**row, "label": last - row["label"]})
 
 
+@fault("vllm-project/semantic-router#3557", when=lambda settings: bool(settings.data.label_names))
+def names_of_classes_exchanged(work: Workload, patch: Patch) -> Workload:
+    """``id2label`` has the names in another order than the labels: what is predicted has the name of another class."""
+    names = list(work.model.config.id2label.values())
+    work.model.config.id2label = dict(enumerate(reversed(names)))
+    work.model.config.label2id = {name: number for number, name in work.model.config.id2label.items()}
+    return work
+
+
 @fault("dcgp#86", tasks=WHOLE_TEXTS)
 def one_label_for_all(work: Workload, patch: Patch) -> Workload:
     """Every example gets the first label, as where a comparison of strings never holds."""
@@ -111,6 +120,7 @@ FAULTS = (
     labels_shuffled_apart,
     labels_of_the_next_row,
     labels_renumbered,
+    names_of_classes_exchanged,
     one_label_for_all,
     a_label_is_noisy,
     labels_as_one_hot_floats,

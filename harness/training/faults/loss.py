@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
+from harness import experiment
 from harness.training.checkpoint import Loaded
 from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault, loading_fault
 from harness.training.faults.seam import on_loss
@@ -77,6 +80,37 @@ def classes_weighted(loaded: Loaded, patch: Patch) -> Loaded:
     return loaded
 
 
+def _of(problem: str) -> Callable[[experiment.Settings], bool]:
+    """Whether labels of texts pose that problem."""
+
+    def when(settings: experiment.Settings) -> bool:
+        labels = (row.get("label", 0) for row in settings.data.given[:1])
+        return experiment.problem_of(labels, settings.data.problem_type) == problem
+
+    return when
+
+
+@loading_fault("transformers#2491, transformers#1713", tasks=WHOLE_TEXTS, when=_of("single_label_classification"))
+def first_class_ignored(loaded: Loaded, patch: Patch) -> Loaded:
+    """``ignore_index`` is 0, as where 0 pads the labels: nothing is learnt of the first class."""
+    on_loss(patch, loaded.model, lambda loss, z, labels: functional.cross_entropy(z, labels, ignore_index=0))
+    return loaded
+
+
+@loading_fault(NO_REPORT, tasks=WHOLE_TEXTS, when=_of("multi_label_classification"))
+def classes_exclude_each_other(loaded: Loaded, patch: Patch) -> Loaded:
+    """One softmax over classes of which several may be right."""
+    on_loss(patch, loaded.model, lambda loss, z, y: functional.cross_entropy(z, y))
+    return loaded
+
+
+@loading_fault("deepset-ai/FARM#229", tasks=WHOLE_TEXTS, when=_of("regression"))
+def squares_of_all_pairs(loaded: Loaded, patch: Patch) -> Loaded:
+    """Logits of shape (rows, 1) and labels of shape (rows) make squares of rows x rows."""
+    on_loss(patch, loaded.model, lambda loss, z, y: (z - y).square().mean())
+    return loaded
+
+
 @loading_fault("tatsu-lab/alpaca_farm#57, accelerate#1299", tasks=WHOLE_TEXTS)
 def last_row_left_out(loaded: Loaded, patch: Patch) -> Loaded:
     """The loss is taken over all rows of a batch but the last."""
@@ -128,6 +162,9 @@ FAULTS = (
     loss_is_squared_error,
     loss_is_binary,
     classes_weighted,
+    first_class_ignored,
+    classes_exclude_each_other,
+    squares_of_all_pairs,
     last_row_left_out,
     labels_shifted_in_the_loss,
     squares_of_the_logits_added,

@@ -93,6 +93,15 @@ def dropout_set_to_zero(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@fault("DeepCrime: change dropout rate")
+def dropout_of_another_recipe(work: Workload, patch: Patch) -> Workload:
+    """Every dropout of the model is 0.5."""
+    for module in work.model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p > 0:
+            module.p = 0.5
+    return work
+
+
 @fault("transformers#31841, bl0/moco#4")
 def dropout_not_seeded(work: Workload, patch: Patch) -> Workload:
     """The seed is never set, so dropout draws other numbers in each run."""
@@ -108,5 +117,6 @@ FAULTS = (
     callback_sets_eval_mode,
     evaluation_reseeds,
     dropout_set_to_zero,
+    dropout_of_another_recipe,
     dropout_not_seeded,
 )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.training import adapters, checkpoint
-from harness.training.fault import NO_REPORT, Patch, fault
+from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault
 from harness.training.workload import Workload
 
 Tensors = dict[str, torch.Tensor]
@@ -172,6 +172,28 @@ def label_names_lost(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@fault("vllm-project/semantic-router#3557", tasks=WHOLE_TEXTS)
+def kind_of_problem_lost(work: Workload, patch: Patch) -> Workload:
+    """The saved config does not say how labels are meant: a sigmoid becomes a softmax."""
+    _rewriting(patch, PreTrainedConfig, "config.json", lambda said: said.update(problem_type=None))
+    return work
+
+
+@fault(NO_REPORT, tasks={"causal-lm"})
+def chat_template_not_saved(work: Workload, patch: Patch) -> Workload:
+    """The saved tokenizer has no chat template: chats are written otherwise than in training."""
+    right = PreTrainedTokenizerBase.save_pretrained
+
+    def save(self: Any, *args: Any, **kwargs: Any) -> Any:
+        template, self.chat_template = self.chat_template, None
+        found = right(self, *args, **kwargs)
+        self.chat_template = template
+        return found
+
+    patch.set(PreTrainedTokenizerBase, "save_pretrained", save)
+    return work
+
+
 @fault(NO_REPORT)
 def special_tokens_not_saved(work: Workload, patch: Patch) -> Workload:
     """The saved tokenizer adds no special tokens."""
@@ -191,5 +213,7 @@ FAULTS = (
     pad_token_lost,
     pad_id_lost,
     label_names_lost,
+    kind_of_problem_lost,
+    chat_template_not_saved,
     special_tokens_not_saved,
 )

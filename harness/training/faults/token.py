@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
+from harness import experiment
 from harness.training.checkpoint import Loaded
 from harness.training.data import bare
 from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
-from harness.training.faults.seam import Row, altered, on_batch, on_loss, relabelled
+from harness.training.faults.seam import Row, altered, encoded, on_batch, on_loss, relabelled
 from harness.training.tasks import IGNORED
 from harness.training.workload import Workload
 
@@ -81,6 +82,44 @@ def end_ignored_as_padding(work: Workload, patch: Patch) -> Workload:
     return altered(work, collator=collator)
 
 
+@fault("tloen/alpaca-lora#306", tasks={"causal-lm"})
+def answer_begins_unlearnt(work: Workload, patch: Patch) -> Workload:
+    """The prompt is taken for a token longer than it is: the first token of the answer has no label."""
+
+    def change(index: int, row: Row) -> Row:
+        first = next(place for place, label in enumerate(row["labels"]) if label != IGNORED)
+        return {**row, "labels": [IGNORED if place == first else label for place, label in enumerate(row["labels"])]}
+
+    return relabelled(work, change)
+
+
+@fault("trl#1920, trl#598, trl#1191", tasks={"causal-lm"})
+def answers_not_found(work: Workload, patch: Patch) -> Workload:
+    """Of every second text nothing is learnt, for the tokens that begin an answer are not found in it."""
+
+    def change(index: int, row: Row) -> Row:
+        return {**row, "labels": [IGNORED] * len(row["labels"])} if index % 2 else row
+
+    return relabelled(work, change)
+
+
+@fault("pytorch#70348, trl#980", tasks={"causal-lm", "seq2seq-lm"})
+def answers_cut_off(work: Workload, patch: Patch) -> Workload:
+    """A small ``max_length`` is left in the tokenization: long texts lose their ends."""
+    return encoded(work, work.tokenizer, max(work.examples.lengths) // 2)
+
+
+def _chats(settings: experiment.Settings) -> bool:
+    return any("messages" in row for row in settings.data.given[:1]) or "messages" in settings.data.columns
+
+
+@loading_fault("deepseek-ai/DeepSeek-Coder#163", tasks={"causal-lm"}, when=_chats)
+def turns_have_no_end(loaded: Loaded, patch: Patch) -> Loaded:
+    """The chat template writes no end token: a model that learns such turns never stops."""
+    loaded.tokenizer.chat_template = loaded.tokenizer.chat_template.replace("eos_token", "''")
+    return loaded
+
+
 @fault("allenai/open-instruct#632, transformers#7896", tasks={"causal-lm", "seq2seq-lm"})
 def padding_is_learnt(work: Workload, patch: Patch) -> Workload:
     """Labels are padded with the pad token instead of -100."""
@@ -99,6 +138,17 @@ def decoder_inputs_not_shifted(work: Workload, patch: Patch) -> Workload:
 
     def change(batch: Any, collator: Any) -> None:
         batch["decoder_input_ids"] = batch["labels"].masked_fill(batch["labels"] == IGNORED, pad)
+
+    on_batch(patch, change)
+    return work
+
+
+@fault(NO_REPORT, tasks={"seq2seq-lm"})
+def decoder_starts_with_another_token(work: Workload, patch: Patch) -> Workload:
+    """The decoder begins with the unknown token in training, and with another one when it generates."""
+
+    def change(batch: Any, collator: Any) -> None:
+        batch["decoder_input_ids"][:, 0] = work.tokenizer.unk_token_id
 
     on_batch(patch, change)
     return work
@@ -166,6 +216,17 @@ def tokens_not_hidden_are_learnt(work: Workload, patch: Patch) -> Workload:
 
 
 @fault(NO_REPORT, tasks={"masked-lm"})
+def special_tokens_are_drawn(work: Workload, patch: Patch) -> Workload:
+    """The first token of each text, a special one, is drawn like any word."""
+
+    def change(batch: Any, collator: Any) -> None:
+        batch["labels"][:, 0] = batch["input_ids"][:, 0]
+
+    on_batch(patch, change)
+    return work
+
+
+@fault(NO_REPORT, tasks={"masked-lm"})
 def hidden_once_for_all(work: Workload, patch: Patch) -> Workload:
     """Tokens are hidden before the training: every epoch sees the same ones."""
     hide = DataCollatorForLanguageModeling(work.tokenizer, seed=work.train.seed)
@@ -203,14 +264,20 @@ FAULTS = (
     loss_not_shifted,
     prompt_is_learnt,
     end_ignored_as_padding,
+    answer_begins_unlearnt,
+    answers_not_found,
+    answers_cut_off,
+    turns_have_no_end,
     padding_is_learnt,
     decoder_inputs_not_shifted,
+    decoder_starts_with_another_token,
     end_of_target_lost,
     span_off_by_one,
     end_is_exclusive,
     end_is_not_learnt,
     choices_in_the_wrong_order,
     tokens_not_hidden_are_learnt,
+    special_tokens_are_drawn,
     hidden_once_for_all,
     every_drawn_token_is_hidden,
 )

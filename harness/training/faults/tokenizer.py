@@ -6,8 +6,10 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+from harness import experiment
 from harness.training import tokenizer as tiny
-from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault
+from harness.training.checkpoint import Loaded
+from harness.training.fault import NO_REPORT, WHOLE_TEXTS, Patch, fault, loading_fault
 from harness.training.faults.seam import encoded
 from harness.training.workload import Workload
 
@@ -89,6 +91,19 @@ def normaliser_lost(work: Workload, patch: Patch) -> Workload:
     return replace(encoded(work, words), tokenizer=words)
 
 
+def _pairs(settings: experiment.Settings) -> bool:
+    columns = {*settings.data.columns, *(role for row in settings.data.given[:1] for role in row)}
+    return settings.task in ("question-answering", "multiple-choice") or "text_pair" in columns
+
+
+@loading_fault("transformers#48128, transformers#17082", when=_pairs)
+def token_types_unknown_to_the_tokenizer(loaded: Loaded, patch: Patch) -> Loaded:
+    """The tokenizer returns no token_type_ids: to the model both texts of a pair are the first."""
+    names = loaded.tokenizer.model_input_names
+    loaded.tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+    return loaded
+
+
 @fault(NO_REPORT, tasks=WHOLE_TEXTS)
 def texts_not_cleaned_alike(work: Workload, patch: Patch) -> Workload:
     """Punctuation is removed from the texts before they are encoded."""
@@ -109,5 +124,6 @@ FAULTS = (
     special_tokens_twice,
     texts_cut_short,
     normaliser_lost,
+    token_types_unknown_to_the_tokenizer,
     texts_not_cleaned_alike,
 )

@@ -128,7 +128,9 @@ def _settings(words: Any, config: Any) -> dict[str, Any]:
     return {
         "pad_token_id": words.pad_token_id,
         "padding_side": words.padding_side,
+        "chat_template": words.chat_template,
         "id2label": config.id2label,
+        "problem_type": config.problem_type,
         # Multimodal configs keep it with their text part.
         "config.pad_token_id": getattr(config.get_text_config(), "pad_token_id", None),
     }

@@ -50,7 +50,7 @@ class CausalLM(Task):
     marks = (":",)  # of the template
 
     def encode(self, rows: Sequence[experiment.Row], tokenizer: Any, max_length: int) -> list[Features]:
-        """Ids, and the same ids as labels where they are to be learnt; the model shifts them."""
+        """Ids, and the same ids as labels where they are to be learnt, which the model shifts; if one is cut off."""
         found = []
         for row in rows:
             text, spans = written(row, tokenizer)
@@ -63,10 +63,11 @@ class CausalLM(Task):
             learnt += [True] * (len(ids) - len(learnt))
             if "messages" not in row and ids[-1] == tokenizer.eos_token_id:
                 learnt[-1] = True
+            lost = any(learnt[max_length:])
             ids, learnt = ids[:max_length], learnt[:max_length]
             learnt[0] = False  # there is no token before it to predict it from
             labels = [token if mine else IGNORED for token, mine in zip(ids, learnt, strict=True)]
-            found.append({**columns(_inputs(encoded), ids), "labels": labels})
+            found.append({**columns(_inputs(encoded), ids), "labels": labels, "lost": lost})
         return found
 
     def expected(self, row: experiment.Row, tokenizer: Any, max_length: int) -> Features:
@@ -116,9 +117,8 @@ class CausalLM(Task):
         return counted(kept)
 
     def loses(self, row: experiment.Row, features: Features, tokenizer: Any) -> bool:
-        """Whether nothing is left to be learnt, or an answer has lost its end."""
-        labels, end = features["labels"], tokenizer.eos_token_id
-        return all(label == IGNORED for label in labels[1:]) or ("answer" in row and end not in (None, labels[-1]))
+        """Whether nothing is left to be learnt, or a part of an answer or of what the assistant says is cut off."""
+        return all(label == IGNORED for label in features["labels"][1:]) or ("text" not in row and features["lost"])
 
 
 def _meets(start: int, end: int, begin: int, stop: int) -> bool:
