@@ -153,13 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(command=_export)
 
     report = commands.add_parser("report", help="judge stored records again and print the report")
-    report.add_argument(
-        "paths",
-        nargs="*",
-        type=Path,
-        metavar="PATH",
-        help="record files, or report folders, for their newest run (default: reports)",
-    )
+    _add_records(report)
     report.add_argument(
         "--laws", action="store_true", help="print a Markdown table of which law held in which case instead"
     )
@@ -365,7 +359,7 @@ def _triage(options: argparse.Namespace) -> int:
     problems = tuple(problem for reading in readings for problem in reading.problems)
     for address, reading in zip(addresses, readings, strict=True):
         if not reading.records:
-            raise HarnessError("\n".join([*problems, f"{address}: no records to compare"]))
+            raise _none([address], problems, "no records to compare")
     baseline, control, canary = (reading.records for reading in readings)
     try:
         found = triage(baseline, control, canary, options.margin)
@@ -385,17 +379,15 @@ def _accept(options: argparse.Namespace) -> int:
 
     if not options.reason.strip():
         raise HarnessError("--reason: found nothing, expected why these figures are right")
-    readings = [store.load(address) for address in options.addresses]
-    records = [record for reading in readings for record in reading.records]
-    problems = [problem for reading in readings for problem in reading.problems]
-    if not records:
-        raise HarnessError("\n".join([*problems, f"{', '.join(options.addresses)}: no records to accept"]))
+    reading = store.load(*options.addresses)
+    if not reading.records:
+        raise _none(options.addresses, reading.problems, "no records to accept")
     with baseline.alone(options.baseline):
         old = baseline.read(options.baseline) if options.baseline.exists() else baseline.Baselines()
-        accepted = baseline.accept(old, records, options.reason)
+        accepted = baseline.accept(old, reading.records, options.reason)
         if accepted.names:
             baseline.write(options.baseline, accepted.baselines)
-    for line in [*problems, *left_out(records), *(f"refused: {why}" for why in accepted.refused)]:
+    for line in [*reading.problems, *left_out(reading.records), *(f"refused: {why}" for why in accepted.refused)]:
         print(line, file=sys.stderr)
     print(f"{options.baseline}: {count(len(accepted.names), 'baseline')} accepted, {len(accepted.refused)} refused")
     return 1 if accepted.refused else 0 if accepted.names else 2
@@ -408,39 +400,39 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.better and options.format == "bencher":
         raise HarnessError("--better: found with --format bencher, whose files hold all figures")
-    readings = [store.load(address) for address in options.addresses]
-    found = export(record for reading in readings for record in reading.records)
-    for line in [*(problem for reading in readings for problem in reading.problems), *found.notes]:
-        print(line, file=sys.stderr)
+    reading = store.load(*options.addresses)
+    found = export(reading.records)
     wanted = ("bigger", "smaller") if options.format == "bencher" else (options.better or "bigger",)
     figures = [one for one in found.figures if one.better in wanted]
     if not figures:
-        raise HarnessError(f"{', '.join(options.addresses)}: no figures to export")
+        raise _none(options.addresses, (*reading.problems, *found.notes), "no figures to export")
+    for line in (*reading.problems, *found.notes):
+        print(line, file=sys.stderr)
     put(bencher(figures) if options.format == "bencher" else github_action_benchmark(figures), options.output)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
+    """0 if there is a record, 2 if there is none."""
     from harness import store
     from harness.report import laws_markdown, markdown, summarise, terminal
 
-    files = [
-        file
-        for path in options.paths or [Path("reports")]
-        for file in (store.latest_run(path) if path.is_dir() else (path,))
-    ]
-    reading = store.read(files)
+    reading = store.load(*options.addresses)
     if not reading.records:
-        where = ", ".join(map(str, options.paths)) or "reports"
-        print("\n".join([*reading.problems, f"{where}: found no records, expected records/*.jsonl"]), file=sys.stderr)
-        return 2
+        raise _none(options.addresses, reading.problems, "no records to report")
     if options.laws:
+        print(*reading.problems, sep="\n", end="\n" * bool(reading.problems), file=sys.stderr)
         page = laws_markdown(reading.records)
     else:
         summary = summarise(reading.records, reading.problems)
         page = terminal(summary) if options.output is None else markdown(summary)
     put(page, options.output)
     return 0
+
+
+def _none(addresses: Sequence[str], problems: Sequence[str], said: str) -> HarnessError:
+    """There is nothing to work on: every reason, then where."""
+    return HarnessError("\n".join([*problems, f"{', '.join(addresses)}: {said}"]))
 
 
 def _laws() -> dict[str, type]:

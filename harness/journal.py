@@ -30,16 +30,19 @@ class Journal:
     """
 
     path: Path
-    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _known: dict[str, tuple[Any, list[tuple[str, str]]]] = field(default_factory=dict)
+    """Outcome, and the laws that were broken with what they said."""
 
     def __post_init__(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
                 found = json.loads(line)
-                self._known[found["key"]] = found
-            except (ValueError, KeyError, TypeError) as error:
-                raise HarnessError(f"{self.path}:{number}: found {line[:60]!r}, expected a mutant as JSON") from error
+                self._known[found["key"]] = found["outcome"], [(law, said) for law, said in found["broken"]]
+            except (ValueError, LookupError, TypeError) as error:
+                raise HarnessError(
+                    f"{self.path}:{number}: found {line[:60].decode(errors='replace')!r}, expected a mutant as JSON"
+                ) from error
 
     def has_all(self, case: Case, faults: Iterable[Described]) -> bool:
         """Whether nothing is left to do for a case."""
@@ -50,8 +53,9 @@ class Journal:
         found = self._known.get(_key(case, fault))
         if found is None:
             return None
-        broken = tuple(Verdict("broken", law=law, about=case.name, message=said) for law, said in found["broken"])
-        return Mutant(case, fault, found["outcome"], broken)
+        outcome, broken = found
+        verdicts = (Verdict("broken", law=law, about=case.name, message=said) for law, said in broken)
+        return Mutant(case, fault, outcome, tuple(verdicts))
 
     def add(self, mutant: Mutant) -> None:
         """Write a mutant down."""
@@ -65,7 +69,7 @@ class Journal:
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(said) + "\n")
-        self._known[key] = said
+        self._known[key] = mutant.outcome, [(verdict.law, verdict.message) for verdict in mutant.broken]
 
 
 def _key(case: Case, fault: Described) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationInfo, model_validator
+
+from harness.experiment.model import problem, problems
+from harness.experiment.stated import mistyped
 
 FORMAT = 1
 """The number of the record format. A reader takes every record up to its own number and skips fields it does not know.
@@ -285,14 +288,14 @@ class Steps(Part):
     included."""
     other_seconds: tuple[float, ...] = ()
     """All the rest of a step, such as the schedule, clearing gradients and callbacks."""
-    samples: tuple[int, ...] = ()
+    samples: tuple[NonNegativeInt, ...] = ()
     """Examples that the loader drew for the step."""
-    rows: tuple[int, ...] = ()
+    rows: tuple[NonNegativeInt, ...] = ()
     """Examples that reached the model in it."""
-    real_tokens: tuple[int, ...] = ()
+    real_tokens: tuple[NonNegativeInt, ...] = ()
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     """Of what the model read of each micro-batch."""
-    padded_tokens: tuple[int, ...] = ()
+    padded_tokens: tuple[NonNegativeInt, ...] = ()
     """Tokens computed: rows x longest row."""
     digest: tuple[dict[str, str], ...] = ()
     """SHA-256, shortened, of each tensor of the batch that reached the model; of several micro-batches, of theirs."""
@@ -466,21 +469,21 @@ class Counters(Part):
     the machine does.
     """
 
-    step: int | None = None
+    step: NonNegativeInt | None = None
     """The step of the training whose batches these are, counted from 0."""
-    operators: int | None = None
+    operators: NonNegativeInt | None = None
     """Operators that torch dispatched below autograd, in both passes, the optimizer's step and the loop."""
-    flops: int | None = None
+    flops: NonNegativeInt | None = None
     """Floating-point operations of products, convolutions and attention, as they were computed: also again."""
-    moved_bytes: int | None = None
+    moved_bytes: NonNegativeInt | None = None
     """Read and written by them, each by itself, caches or not; views move nothing."""
-    saved_bytes: int | None = None
+    saved_bytes: NonNegativeInt | None = None
     """What autograd keeps for the backward passes: each storage once, without parameters and buffers."""
-    host_waits: int | None = None
+    host_waits: NonNegativeInt | None = None
     """Times the host asks for a value of the device; on a processor, where that is free, too."""
-    kernels: int | None = None
+    kernels: NonNegativeInt | None = None
     """Launched on a CUDA device; none elsewhere."""
-    peak_bytes: int | None = None
+    peak_bytes: NonNegativeInt | None = None
     """The most that torch's allocator had handed out on a CUDA device; none elsewhere."""
     reason: str = ""
     """Why there are no figures."""
@@ -670,6 +673,17 @@ class Record(Part):
     """What the experiment says of laws: off, or with options."""
     expect_broken: dict[str, str] = Field(default_factory=dict)
     """Laws that the experiment knows to be broken, and why."""
+
+    @model_validator(mode="after")
+    def _fit(self, info: ValidationInfo) -> Self:
+        """A line that somebody else may have written has settings of the types that they are read as."""
+        if info.mode == "json":
+            wrong = [(("settings", *location), error) for location, error in mistyped(self.settings)]
+            if self.finished and not self.settings:
+                wrong.append((("settings",), problem("nothing", "what the experiment declares, as it finished")))
+            if wrong:
+                raise problems("Record", wrong)
+        return self
 
     @property
     def name(self) -> str:

@@ -8,16 +8,23 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from harness.errors import count, shown
 from harness.exploration import Trial
 
 if TYPE_CHECKING:  # a run without experiments names its store, and no more
-    from harness.record import Record
+    from pydantic import ValidationError
+
+    from harness.record import Part, Record
+
+Kept = TypeVar("Kept", bound="Part")
+"""A record, or what holds records."""
 
 
 NAMED = 20
@@ -106,13 +113,19 @@ def read(files: Iterable[Path]) -> Reading:
     return _gather(_content(file, file.read_bytes) for file in files)
 
 
-def load(address: str) -> Reading:
+def load(*addresses: str) -> Reading:
     """Read records from wherever they are.
 
     Args:
-        address: a record file; a report folder, of which the newest run is taken; a folder of record files, all of
-            which are taken; or any of these as a URL that fsspec knows, such as ``s3://bucket/reports``.
+        addresses: each a record file; a report folder, of which the newest run is taken; a folder of record files, all
+            of which are taken; or any of these as a URL that fsspec knows, such as ``s3://bucket/reports``.
     """
+    readings = [_load(address) for address in addresses]
+    records = tuple(record for reading in readings for record in reading.records)
+    return Reading(records, tuple(problem for reading in readings for problem in reading.problems))
+
+
+def _load(address: str) -> Reading:
     if "://" in address:
         return _load_url(address)
     path = Path(address)
@@ -163,7 +176,7 @@ def _gather(contents: Iterable[Content]) -> Reading:
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
-            found = _parse(line)
+            found = _records(line)
             if isinstance(found, str):
                 wrong.append(f"{file}:{number}: {found}")
             else:
@@ -187,27 +200,75 @@ def _of_latest(names: Sequence[str]) -> list[str]:
     return [name for name in names if run(name) == run(names[-1])]
 
 
-def _parse(line: bytes) -> list[Record] | str:
-    """The record of a line, those of a baseline's line, or why it is neither."""
+def parsed(line: bytes, model: type[Kept], number: str, newest: int) -> Kept | str:
+    """What a line of JSON holds, or why it holds no such thing.
+
+    Args:
+        line: of a file.
+        model: what it should hold.
+        number: the field with the number of its format.
+        newest: the highest such number that this harness reads.
+    """
     from pydantic import ValidationError
 
+    what = model.__name__.lower()
+    try:
+        text = line.decode("utf-8-sig")  # some editors on Windows put a signature first
+        data = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError):
+        return f"torn line, expected a {what}"
+    found = data.get(number) if isinstance(data, dict) else None
+    if not isinstance(found, int):
+        return f"not a {what}: found no number under '{number}', expected a JSON object with one"
+    if found > newest:
+        return f"{what} of format {found}, this harness reads up to {newest}; upgrade pytest-finetune"
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        return f"not a {what}: {_first(error)}"
+
+
+def _whole(digits: str) -> int:
+    """An integer of at most 64 bits; of a longer one no figure can be computed.
+
+    Raises:
+        ValueError: it is longer.
+    """
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{len(digits)} digits")
+    return value
+
+
+def _first(wrong: ValidationError) -> str:
+    """The first thing that is wrong: where, what was found, what is expected."""
+    from harness.experiment.source import dotted
+
+    error = wrong.errors(include_url=False)[0]
+    where, said = dotted(error["loc"]), error["msg"]
+    match error["type"]:
+        case "json_invalid":
+            return said
+        case "mistake":
+            return f"{where}: {said}"
+        case "missing":
+            return f"{where}: found nothing, expected this field"
+        case "too_short":
+            return (
+                f"{where}: found {shown(error['input'])}, expected at least {count(error['ctx']['min_length'], 'item')}"
+            )
+    return f"{where}: found {shown(error['input'])}, expected {said.removeprefix('Input should be ')}"
+
+
+def _records(line: bytes) -> list[Record] | str:
+    """The record of a line, those of a baseline's line, or why it is neither."""
     from harness.record import FORMAT, Record
 
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        return "torn line, not used"
-    if isinstance(data, dict) and isinstance(data.get("baseline"), int) and isinstance(data.get("records"), list):
-        found = [_parse(json.dumps(each).encode()) for each in data["records"]]
-        wrong = next((each for each in found if isinstance(each, str)), None)
-        return wrong or [record for each in found if not isinstance(each, str) for record in each]
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
-        return "not a record: expected a JSON object with a number under 'format'"
-    if data["format"] > FORMAT:
-        return f"record of format {data['format']}, this harness reads up to {FORMAT}; upgrade pytest-finetune"
-    try:
-        record = Record.from_json(line)
-        return [record] if record.settings or not record.finished else "not a record: it finished without settings"
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    found = parsed(line, Record, "format", FORMAT)
+    if not isinstance(found, str):
+        return [found]
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        kept = [parsed(json.dumps(each).encode(), Record, "format", FORMAT) for each in json.loads(line)["records"]]
+        wrong = next((each for each in kept if isinstance(each, str)), None)
+        return wrong or [each for each in kept if not isinstance(each, str)]
+    return found

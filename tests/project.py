@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats  # noqa: F401
 
-# pytester forgets what a run in this process imports. With all of the harness imported here, runs share its modules.
+# pytester forgets what a test of it imports. With all of the harness imported here, runs share its modules; and numpy,
+# which comparing takes with scipy, cannot be imported twice.
 import harness.engines.inline
 import harness.hooks
 import harness.plan

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.stats  # noqa: F401  # a run in this process would forget numpy again, which cannot be imported twice
 from project import Project, messages, outcomes
 from records import PROBES, record
 from test_compare import HERE, STEPS, trained
@@ -118,13 +117,13 @@ def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
     [
         ('{"baseline": 1, "rec', "torn line, expected a baseline"),
         ("[" * 100_000, "torn line, expected a baseline"),
-        ("[]", "not a baseline: expected what `harness baseline accept` writes"),
-        ('{"format": 1}', "not a baseline: expected what `harness baseline accept` writes"),
+        ("[]", "not a baseline: found no number under 'baseline', expected a JSON object with one"),
+        ('{"format": 1}', "not a baseline: found no number under 'baseline', expected a JSON object with one"),
         ('{"baseline": 9}', "baseline of format 9, this harness reads up to 1; upgrade pytest-finetune"),
-        ('{"baseline": 1}', "not a baseline: accepted: Field required"),
+        ('{"baseline": 1}', "not a baseline: accepted: found nothing, expected this field"),
         (
             '{"baseline": 1, "accepted": "2026-01-01T00:00:00Z", "reason": "", "records": []}',
-            "not a baseline: it has no records",
+            "not a baseline: records: found an empty list, expected at least 1 item",
         ),
     ],
     ids=["torn", "deep", "list", "record", "newer", "empty", "no records"],

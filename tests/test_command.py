@@ -334,7 +334,7 @@ def test_report_uses_whole_lines(kept: Store, run: Harness) -> None:
     assert status == 0
     assert "2 cases: 2 finished" in out
     assert f"{kept.path.name}:3: record of format 999, this harness reads up to 1; upgrade pytest-finetune" in out
-    assert f"{kept.path.name}:4: torn line, not used" in out
+    assert f"{kept.path.name}:4: torn line, expected a record" in out
     run("report", "--output", "out.md")
     assert "## Records that could not be read\n\n- reports/records/" in Path("out.md").read_text()
 
@@ -342,10 +342,13 @@ def test_report_uses_whole_lines(kept: Store, run: Harness) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "reports: cannot be read: No such file or directory\nreports: found no records"),
-        (["nowhere"], "nowhere: cannot be read: No such file or directory\nnowhere: found no records"),
-        (["empty"], "empty: found no records, expected records/*.jsonl\n"),
-        (["empty", "torn.jsonl"], "torn.jsonl:1: torn line, not used\nempty, torn.jsonl: found no records"),
+        ([], "reports: cannot be read: No such file or directory\nreports: no records to report"),
+        (["nowhere"], "nowhere: cannot be read: No such file or directory\nnowhere: no records to report"),
+        (["empty"], "empty: found no records, expected *.jsonl or records/*.jsonl\nempty: no records to report\n"),
+        (
+            ["empty", "torn.jsonl"],
+            "empty: found no records, expected *.jsonl or records/*.jsonl\ntorn.jsonl:1: torn line, expected a rec",
+        ),
     ],
     ids=["default", "missing", "empty", "torn"],
 )

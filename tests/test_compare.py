@@ -523,7 +523,7 @@ def test_torn_and_newer_lines_are_named_and_the_others_used(harness: Harness) ->
     status, out, _ = harness(base, write("new.jsonl", trained(at=5)))
     assert status == 0
     assert "base.jsonl:2: record of format 99, this harness reads up to 1; upgrade pytest-finetune\n" in out
-    assert "base.jsonl:3: torn line, not used\n" in out
+    assert "base.jsonl:3: torn line, expected a record\n" in out
 
 
 def test_what_is_not_there_is_said(harness: Harness) -> None:
@@ -533,7 +533,7 @@ def test_what_is_not_there_is_said(harness: Harness) -> None:
     for address, said in (
         ("none.jsonl", "none.jsonl: cannot be read: No such file or directory\nnone.jsonl: no records to compare"),
         ("empty", "empty: found no records, expected *.jsonl or records/*.jsonl"),
-        (write("torn.jsonl", torn="{"), "torn.jsonl:1: torn line, not used"),
+        (write("torn.jsonl", torn="{"), "torn.jsonl:1: torn line, expected a record"),
         ("nowhere://bucket/x", "nowhere://bucket/x: cannot be read: ValueError: Protocol not known: nowhere"),
     ):
         status, out, error = harness(base, address)

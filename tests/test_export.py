@@ -149,7 +149,7 @@ def test_what_has_no_figure_is_named(harness: Harness) -> None:
     said = err.splitlines()
     assert said[:2] == [
         "some.jsonl:4: record of format 99, this harness reads up to 1; upgrade pytest-finetune",
-        "some.jsonl:5: torn line, not used",
+        "some.jsonl:5: torn line, expected a record",
     ]
     assert said[2] == "experiments/a.yaml::crashed: crashed: ValueError: no"
     assert said[3] == "experiments/a.yaml::nan: the last loss is not finite, and no number in JSON"
@@ -164,7 +164,7 @@ def test_what_has_no_figure_is_named(harness: Harness) -> None:
             "none.jsonl: cannot be read: No such file or directory\nnone.jsonl: no figures to export",
         ),
         (lambda: Path("empty").mkdir() or "empty", "empty: found no records, expected *.jsonl or records/*.jsonl\n"),
-        (lambda: write(torn="{"), "some.jsonl:1: torn line, not used\nsome.jsonl: no figures to export"),
+        (lambda: write(torn="{"), "some.jsonl:1: torn line, expected a record\nsome.jsonl: no figures to export"),
         (
             lambda: write(record(HEALTHY, outcome="skipped", reason="no CUDA")),
             "experiments/a.yaml::cpu-custom: skipped: ",

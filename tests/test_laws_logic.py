@@ -7,6 +7,7 @@ import pytest
 from records import HEALTHY, PROBES, RATE, TWIN_STEP, case, record, trained
 from test_laws import Judged, check, each, rows, verdict
 
+from harness.laws import judge
 from harness.record import Group, Record, Row
 
 
@@ -562,6 +563,16 @@ def test_with_a_failed_probe_a_law_is_invalid(law: str, name: str) -> None:
     """A probe that failed is neither a held nor a broken law."""
     failed = record(probes={name: {"error": "ValueError: no"}})
     check(Judged(law, "", failed, f"the probe {name} failed: ValueError: no"), "invalid")
+
+
+def test_evidence_of_another_shape_is_invalid_for_those_who_read_it() -> None:
+    """As in a line that somebody has changed: what the law stumbled over is named and kept, and other laws judge."""
+    before, after = judge(HEALTHY), judge(record(probes={"saved": {"weights": 3}}))
+
+    (found,) = [two for one, two in zip(before, after, strict=True) if one != two]
+    assert (found.law, found.outcome) == ("save_reload_equal", "invalid")
+    assert found.message == "it cannot read the evidence: KeyError: 'failed'"
+    assert isinstance(found.error, KeyError)
 
 
 def test_few_predictions_say_nothing() -> None:

@@ -173,7 +173,7 @@ def test_what_was_found_is_not_made_again(subject: Subject[Fault], tmp_path: Pat
 def test_a_journal_of_something_else_is_an_error(tmp_path: Path) -> None:
     """Its line is named."""
     path = tmp_path / "found.jsonl"
-    path.write_text('{"key": "a"}\nso it goes\n', encoding="utf-8")
+    path.write_text('{"key": "a", "outcome": "caught", "broken": []}\nso it goes\n', encoding="utf-8")
     with pytest.raises(HarnessError, match=r"found.jsonl:2: found 'so it goes', expected a mutant as JSON"):
         Journal(path)
 

@@ -223,6 +223,17 @@ def test_what_exploring_found_is_tried_first_the_next_time(project: Project) -> 
     assert len((project.path / "reports" / "explored.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_law_that_stumbles_over_a_fresh_record_fails(project: Project) -> None:
+    """It is wrong, or its probe is: the item says so; the report, which may be of a record that was changed, goes on."""
+    project.experiment()
+    project.engine("answers={'cpu': odd}", "def odd(case): return finished(case, probes={'saved': {'weights': 3}})")
+
+    result = project.run("experiments", "-k", "save_reload_equal")
+
+    assert messages(result)["experiments/a.yaml::cpu::save_reload_equal"].endswith("KeyError")
+    assert "save_reload_equal is invalid: it cannot read the evidence: KeyError: 'failed'" in result.stdout.str()
+
+
 def test_exploring_nothing_is_a_usage_error(project: Project) -> None:
     """`--explore 0` says what is expected."""
     result = project.run("experiments", "--explore", "0")

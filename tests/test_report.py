@@ -139,7 +139,7 @@ ORDINARY = Summary(
         ),
     ),
     environments=(ENVIRONMENT, ENVIRONMENT.model_copy(update={"device": "NVIDIA H200", "dirty": True})),
-    problems=("reports/records/20260131T120000Z-3f9a.jsonl:7: torn line, not used",),
+    problems=("reports/records/20260131T120000Z-3f9a.jsonl:7: torn line, expected a record",),
     costs=(Cost("steps", ("gradient_is_the_declared_one",), 1.25), Cost("watching", ("loss_finite",), 0.05)),
     seconds=10.0,
 )

@@ -128,7 +128,7 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path: Path) -> None:
     kept.append(HEALTHY)
     kept.append(HEALTHY)
 
-    assert kept.read() == store.Reading((HEALTHY, HEALTHY), (f"{path}:1: torn line, not used",))
+    assert kept.read() == store.Reading((HEALTHY, HEALTHY), (f"{path}:1: torn line, expected a record",))
 
 
 def test_parts_of_a_run_are_files_of_their_own(tmp_path: Path) -> None:
@@ -166,35 +166,81 @@ def test_names_of_runs_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # Reading
 
 
+def changed(key: str, value: object) -> str:
+    """The line of a record with another value in a setting."""
+    return record(settings={key: value}).to_json()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (HEALTHY.to_json()[:-1], "torn line, not used"),
-        (HEALTHY.to_json()[:200], "torn line, not used"),
-        (b'{"format": 1, "experiment": "\xff\xfe"}', "torn line, not used"),
-        (b"\x00" * 8, "torn line, not used"),
-        ("[" * 100_000, "torn line, not used"),
-        ("[]", "not a record: expected a JSON object with a number under 'format'"),
-        ('{"format": "1"}', "not a record: expected a JSON object with a number under 'format'"),
-        ('{"experiment": "a.yaml"}', "not a record: expected a JSON object with a number under 'format'"),
-        ('{"format": 1}', "not a record: experiment: Field required"),
+        (changed("train.steps", "many"), "not a record: settings.train.steps: found 'many', expected a whole number"),
+        (changed("train.steps", True), "not a record: settings.train.steps: found true, expected a whole number"),
+        (changed("train.betas", 0.9), "not a record: settings.train.betas: found 0.9, expected a list"),
+        (
+            changed("benchmark.warmup_steps", {"a": 1}),
+            "not a record: settings.benchmark.warmup_steps: found a mapping, expected a whole number or nothing",
+        ),
+        (
+            HEALTHY.model_copy(update={"settings": {}}).to_json(),
+            "not a record: settings: found nothing, expected what the experiment declares, as it finished",
+        ),
+        (
+            HEALTHY.to_json().replace('"steps":{"loss":[0.7', '"steps":{"loss":["high"'),
+            "not a record: steps.loss[0]: found 'high', expected a valid number, unable to parse string as a number",
+        ),
+        (HEALTHY.to_json().replace('"parameters":40', f'"parameters":{10**30}'), "torn line, expected a record"),
+        (HEALTHY.to_json()[:-1], "torn line, expected a record"),
+        (HEALTHY.to_json()[:200], "torn line, expected a record"),
+        (b'{"format": 1, "experiment": "\xff\xfe"}', "torn line, expected a record"),
+        (b"\x00" * 8, "torn line, expected a record"),
+        ("[" * 100_000, "torn line, expected a record"),
+        ("[]", "not a record: found no number under 'format', expected a JSON object with one"),
+        ('{"format": "1"}', "not a record: found no number under 'format', expected a JSON object with one"),
+        ('{"experiment": "a.yaml"}', "not a record: found no number under 'format', expected a JSON object with one"),
+        ('{"format": 1}', "not a record: experiment: found nothing, expected this field"),
         (
             json.dumps({"format": FORMAT + 1, "all": "is new"}),
             f"record of format {FORMAT + 1}, this harness reads up to {FORMAT}; upgrade pytest-finetune",
         ),
     ],
-    ids=["one byte short", "half", "not UTF-8", "zeros", "deep", "list", "text", "no format", "empty", "newer"],
+    ids=[
+        "text for a number",
+        "true for a number",
+        "a number for a list",
+        "a mapping",
+        "no settings",
+        "text in a column",
+        "beyond 64 bits",
+        "one byte short",
+        "half",
+        "not UTF-8",
+        "zeros",
+        "deep",
+        "list",
+        "text",
+        "no format",
+        "empty",
+        "newer",
+    ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str | bytes, said: str) -> None:
     """File, line and reason are given, and the records around it are used."""
     assert problems(tmp_path, line) == [f"2: {said}"]
 
 
+def test_settings_of_another_version_are_read(tmp_path: Path) -> None:
+    """Keys that are not known here, and values that a key may not have here, are no reason to lose a record."""
+    other = record(settings={"train.mood": {"good": 1}, "train.loop": "lightning", "train.learning_rate": 1})
+
+    assert read([write(tmp_path, f"{RUN}.jsonl", other.to_json())]).records == (other,)
+
+
 def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
     """A process that was killed while it wrote loses that record only."""
     path = write(tmp_path, f"{RUN}.jsonl", HEALTHY.to_json(), HEALTHY.to_json()[:300])
 
-    assert read([path]) == store.Reading((HEALTHY,), (f"{path}:2: torn line, not used",))
+    assert read([path]) == store.Reading((HEALTHY,), (f"{path}:2: torn line, expected a record",))
 
 
 def test_empty_lines_are_nothing(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_it_is_printed(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("base.jsonl", "torn.jsonl", "canary.jsonl"), 1, "torn.jsonl:2: torn line, not used"),
+        (("base.jsonl", "torn.jsonl", "canary.jsonl"), 1, "torn.jsonl:2: torn line, expected a record"),
         (
             ("base.jsonl", "newer.jsonl", "canary.jsonl"),
             2,

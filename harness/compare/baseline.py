@@ -6,7 +6,6 @@ of GPU. It is meant to be committed beside the experiments: a renewed line is a 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from harness.account import PHASES
 from harness.compare.comparison import LEFT_OUT, Pair, compare
@@ -28,6 +27,7 @@ from harness.compare.statistic import Run, noise
 from harness.errors import HarnessError
 from harness.laws import judge, judge_together
 from harness.record import Environment, Part, Record
+from harness.store import parsed
 from harness.throughput import NotMeasured, throughput
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Baseline(Part):
     accepted: datetime
     reason: str
     """Why these figures are right, in the words of who accepted them."""
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = Field(min_length=1)
     """The runs, without what comparing does not need; their environment is that of who measured them."""
     before: tuple[Figures, ...] = ()
     """What was accepted earlier, the oldest first."""
@@ -129,17 +129,19 @@ def read(path: Path) -> Baselines:
         HarnessError: it cannot be read, or a line is no baseline, or a second one of the same; says which.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarnessError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from None
     found = Baselines()
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
-        baseline = _parse(path, number, line)
+        baseline = parsed(line, Baseline, "baseline", FORMAT)
+        if isinstance(baseline, str):
+            raise HarnessError(f"{path}:{number}: {baseline}")
         if (one := baseline.key) in found.lines:
             raise HarnessError(f"{path}:{number}: a second baseline of {one[0]} on {one[1]}: keep one of the lines")
-        found.lines[one], found.written[one] = baseline, line
+        found.lines[one], found.written[one] = baseline, line.decode()
     return found
 
 
@@ -227,29 +229,6 @@ def against(baseline: Baseline, record: Record, *, among: int = 1, margin: float
     """
     (pair,) = compare(baseline.records, [record], margin=margin, among=among).pairs
     return pair
-
-
-def _parse(path: Path, number: int, line: str) -> Baseline:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        raise HarnessError(f"{path}:{number}: torn line, expected a baseline") from None
-    if not isinstance(data, dict) or not isinstance(data.get("baseline"), int):
-        raise HarnessError(f"{path}:{number}: not a baseline: expected what `harness baseline accept` writes")
-    if data["baseline"] > FORMAT:
-        raise HarnessError(
-            f"{path}:{number}: baseline of format {data['baseline']}, this harness reads up to {FORMAT}; "
-            "upgrade pytest-finetune"
-        )
-    try:
-        found = Baseline.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise HarnessError(f"{path}:{number}: not a baseline: {where}: {first['msg']}") from None
-    if not found.records:
-        raise HarnessError(f"{path}:{number}: not a baseline: it has no records")
-    return found
 
 
 def _unfit(record: Record) -> str:

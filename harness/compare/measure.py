@@ -206,9 +206,10 @@ def timed(record: Record, column: str, *, by: Unit = "tokens", among: Sequence[R
     shared = [set(timed_steps(other)) for other in among]
     places = [place for place in timed_steps(record) if all(place in steps for steps in shared)]
     clock = getattr(record.steps, column)
-    seconds = tuple(clock[place] for place in places if place < len(clock))
-    if column == "processor_seconds" and (record.settings.get("device") != "cpu" or not seconds):
+    elsewhere = column == "processor_seconds" and record.settings.get("device") != "cpu"
+    if elsewhere or len(clock) < len(record.steps.seconds):
         return None
+    seconds = tuple(clock[place] for place in places)
     if not all(second > 0 for second in seconds):
         return "a step took no time: the clock is too coarse, or wrong"
     work = tuple(record.steps.real_tokens[place] for place in places) if by == "tokens" else (1,) * len(seconds)

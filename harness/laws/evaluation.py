@@ -123,7 +123,7 @@ def evaluation_reads_the_split(record: Record) -> Verdict:
     if isinstance(evaluation, Verdict):
         return evaluation
     drawn = sorted(evaluation.drawn)
-    if drawn != list(range(evaluation.rows)):
+    if len(drawn) != evaluation.rows or drawn != list(range(len(drawn))):
         again = next((one for one, other in pairwise(drawn) if one == other), None)
         found = f"row {again} came twice" if again is not None else f"{len(drawn)} of {evaluation.rows} rows came"
         return broken(f"the first evaluation: {found}", cause="a sampler or loader that drops, repeats or fills up")

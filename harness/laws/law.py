@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -34,6 +34,9 @@ class Verdict:
     """``FILE::CASE``, or the file of an agreement."""
     between: tuple[str, ...] = ()
     """The cases that do not agree, where it is broken."""
+    error: Exception | None = field(default=None, compare=False)
+    """What the law stumbled over, where it is invalid for that: its evidence is not what probes leave, or the law is
+    wrong."""
 
 
 def held(message: str) -> Verdict:
@@ -108,11 +111,21 @@ class Law:
         if setting is False:
             verdict = not_applicable("turned off by the experiment")
         else:
-            options = self.options.model_validate(setting if isinstance(setting, dict) else {})
-            verdict = self.function(evidence, **{name: getattr(options, name) for name in type(options).model_fields})
+            verdict = self._judge(evidence, setting if isinstance(setting, dict) else {})
         if (reason := first.expect_broken.get(self.name)) is not None:
             verdict = _as_expected(verdict, reason)
         return replace(verdict, law=self.name, about=about)
+
+    def _judge(self, evidence: Record | Sequence[Record], said: dict[str, Any]) -> Verdict:
+        """What the function says. A stored record may be of another version, or changed by hand: where the law cannot
+        read it, it says so, and other laws go on.
+        """
+        try:
+            options = self.options.model_validate(said)
+            return self.function(evidence, **{name: getattr(options, name) for name in type(options).model_fields})
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            why = f"it cannot read the evidence: {type(error).__name__}: {error}"
+            return Verdict("invalid", " ".join(why.split()), error=error)
 
 
 def _as_expected(verdict: Verdict, reason: str) -> Verdict:

@@ -37,6 +37,8 @@ def law_function(law: Law) -> Callable[..., None]:
 
 def _settle(verdict: Verdict) -> None:
     """Let a verdict be the outcome of the running item."""
+    if verdict.error is not None:
+        raise verdict.error  # of a case that was just trained
     if verdict.outcome == "broken":
         pytest.fail(verdict.message + (f"\nlikely cause: {verdict.cause}" if verdict.cause else ""), pytrace=False)
     if verdict.outcome == "expected":

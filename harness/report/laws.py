@@ -36,7 +36,7 @@ class _Row:
         if len(self.outcomes(law)) == 1:
             return SHORT.get(self.outcomes(law)[0], self.outcomes(law)[0])
         each = zip(self.records, self.verdicts[law], strict=True)
-        return ", ".join(f"{record.settings['train.loop']} {verdict.outcome}" for record, verdict in each)
+        return ", ".join(f"{record.settings.get('train.loop', 'custom')} {verdict.outcome}" for record, verdict in each)
 
 
 def laws_markdown(records: Iterable[Record]) -> str:
@@ -82,7 +82,7 @@ def _rows(records: Sequence[Record]) -> list[_Row]:
 
 def _without_loop(record: Record) -> str:
     """The id of a case, without the part that says which loop trained it."""
-    return re.sub(rf"-{re.escape(record.settings['train.loop'])}(?=-|$)", "", record.case)
+    return re.sub(rf"-{re.escape(record.settings.get('train.loop', 'custom'))}(?=-|$)", "", record.case)
 
 
 def _said(row: _Row, law: str) -> bool:

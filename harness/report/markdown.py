@@ -112,8 +112,8 @@ def _profiles(summary: Summary) -> Iterator[str]:
         if row.profile is None:
             continue
         title = f"## Profile of {code(row.name)}"
-        if row.profile.reason:
-            yield f"{title}\n\nThere is none: {escape(row.profile.reason)}"
+        if not row.profile.steps:
+            yield f"{title}\n\nThere is none: {escape(row.profile.reason or 'no step was profiled')}"
             continue
         cells = [[escape(cell) for cell in line] for line in operator_cells(row.profile)]
         found = row.profile
