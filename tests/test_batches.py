@@ -21,8 +21,10 @@ from harness.errors import DataError
 from harness.experiment import Train
 from harness.laws import judge
 from harness.training import tokenizer
-from harness.training.data import Ahead, Drawn, EpochOrder, Examples, ahead, by_length, encoder, shuffled
+from harness.training.data import Ahead, Drawn, Examples, ahead
 from harness.training.devices import find
+from harness.training.encoding import encoder
+from harness.training.order import EpochOrder, by_length, shuffled
 from harness.training.rows import Labels, Table
 from harness.training.tasks import task_of
 from harness.training.workload import Workload

@@ -21,8 +21,9 @@ from harness.mutation import Subject
 from harness.plan import Case
 from harness.record import Record
 from harness.throughput import MINIMUM, timed_steps
-from harness.training import compilation, devices
+from harness.training import compilation, data, devices
 from harness.training.checkpoint import Shelf, load
+from harness.training.choice import Trial
 from harness.training.fault import Fault
 from harness.training.faults.way import FAULTS
 from harness.training.loops import LOOPS
@@ -96,6 +97,13 @@ def test_inductor_without_a_compiler_is_skipped() -> None:
         with pytest.raises(Unavailable, match=r"no C[+][+] compiler, .*; train.compile: aot_eager needs none"):
             compilation.require(True, devices.find("cpu"))
         compilation.require("aot_eager", devices.find("cpu"))
+
+
+def test_what_is_missing_is_found_before_a_row_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding can take minutes, and would be for nothing."""
+    monkeypatch.setattr(data, "examples", None)
+    with torch._inductor.config.patch("cpp.cxx", ("no-such-compiler",)), pytest.raises(Unavailable, match="compiler"):
+        prepared(compile=True)
 
 
 def test_attention_in_use_stands_in_the_record_with_its_reason() -> None:
@@ -263,8 +271,8 @@ def test_what_compiles_by_itself_pays_within_the_declared_steps(
     monkeypatch: pytest.MonkeyPatch, uncompiled: float, took: Any, compiles: bool, says: str
 ) -> None:
     """A tenth of all that is computed, its own cost included; where that cannot be, nobody compiles to find it out."""
-    monkeypatch.setattr(compilation.Trial, "uncompiled", lambda trial: uncompiled / 1000)
-    monkeypatch.setattr(compilation.Trial, "compiled", lambda trial: took)
+    monkeypatch.setattr(compilation, "uncompiled", lambda trial, batches: uncompiled / 1000)
+    monkeypatch.setattr(compilation, "compared", lambda trial, batches: took)
     work = prepared(compile="auto", steps=500, gradient_accumulation=2)
     assert (work.train.compile, work.compile_reason[: len(says)]) == (compiles, says)
 
@@ -281,21 +289,21 @@ class Words(torch.nn.Module):
         return SequenceClassifierOutput(loss=self.table(input_ids).square().mean())
 
 
-def trial_of_lengths(monkeypatch: pytest.MonkeyPatch) -> compilation.Trial:
+def trial_of_lengths(monkeypatch: pytest.MonkeyPatch) -> Trial:
     """Of batches of three lengths, with what compiles quickest."""
     monkeypatch.setattr(compilation, "options", lambda declared: {"backend": "aot_eager"})
     batches = [{"input_ids": torch.ones(2, columns, dtype=torch.long)} for columns in (5, 7, 6)]
-    return compilation.Trial(Words(), devices.find("cpu"), nullcontext, batches)
+    return Trial(Words(), devices.find("cpu"), nullcontext, lambda: batches)
 
 
 def test_a_trial_compiles_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling is measured apart, for any length, and neither a gradient nor anything compiled is left behind."""
     trial = trial_of_lengths(monkeypatch)
-    took = trial.compiled()
+    took = compilation.compared(trial, trial.batches())
     assert took is not None
     compiling, fast, slow = took
     assert compiling > fast > 0 < slow
-    assert trial.uncompiled() > 0
+    assert compilation.uncompiled(trial, trial.batches()) > 0
     assert trial.model.table.weight.grad is None
     assert torch._dynamo.eval_frame._debug_get_cache_entry_list(Words.forward) == []
 
@@ -303,7 +311,8 @@ def test_a_trial_compiles_copies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of yet another length would be, in the midst of the training."""
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False, assume_static_by_default=True):
-        assert trial_of_lengths(monkeypatch).compiled() is None
+        trial = trial_of_lengths(monkeypatch)
+        assert compilation.compared(trial, trial.batches()) is None
 
 
 def test_auto_that_compiles_nothing_says_why() -> None:

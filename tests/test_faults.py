@@ -26,6 +26,7 @@ from harness.laws import LAWS
 from harness.training import checkpoint, data, devices, run, tokenizer, trainer, workload  # noqa: F401
 from harness.training.devices import Device
 from harness.training.faults.seam import encoded
+from harness.training.order import EpochOrder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
@@ -461,7 +462,7 @@ def trainer_shuffles_labels(patch: Patch, folder: Path) -> None:
 
 def trainer_shuffles_with_another_seed(patch: Patch, folder: Path) -> None:
     """The order of the examples is drawn with a seed that the Trainer was not told."""
-    order = data.EpochOrder(4, seed=7, shuffle=True)
+    order = EpochOrder(4, seed=7, shuffle=True)
     patch.setattr(trainer.WatchedTrainer, "_get_train_sampler", lambda self, examples=None: order)
 
 

@@ -20,19 +20,19 @@ from transformers import PreTrainedModel
 from transformers.models.bert import modeling_bert
 
 from harness.laws import LAWS
-from harness.training import data
+from harness.training.order import EpochOrder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 
 def drawn_with_replacement(patch: Patch, folder: Path) -> None:
     """Each example is drawn by itself, whatever was drawn before."""
-    patch.setattr(data.EpochOrder, "__iter__", lambda self: iter([0, 1, 1, 3]))
+    patch.setattr(EpochOrder, "__iter__", lambda self: iter([0, 1, 1, 3]))
 
 
 def same_order_every_epoch(patch: Patch, folder: Path) -> None:
     """Nobody tells the sampler which epoch it is."""
-    patch.setattr(data.EpochOrder, "set_epoch", lambda self, epoch: None)
+    patch.setattr(EpochOrder, "set_epoch", lambda self, epoch: None)
 
 
 def losses_kept(patch: Patch, folder: Path) -> None:

@@ -21,9 +21,10 @@ from trial import LABELS, SEQUENCES, attempt, case, train
 from harness.account import phases
 from harness.plan import Case
 from harness.record import Record
-from harness.training import data, environment, loops, run, watch
-from harness.training.data import Drawn, EpochOrder
+from harness.training import data, encoding, environment, loops, run, watch
+from harness.training.data import Drawn
 from harness.training.devices import Device
+from harness.training.order import EpochOrder
 from harness.training.timing import StepClock
 from harness.training.watch import Watch
 from harness.training.workload import Workload
@@ -353,7 +354,7 @@ def test_phases_are_those_of_the_loop(loop: str, monkeypatch: pytest.MonkeyPatch
     """Each phase has what happens in it, whoever writes the loop; together they are the step."""
     clock = Clock()
     monkeypatch.setattr(run, "StepClock", partial(StepClock, now=clock, second=clock))
-    collate, move, backward = data.bare, BatchEncoding.to, torch.Tensor.backward
+    collate, move, backward = encoding.bare, BatchEncoding.to, torch.Tensor.backward
     clip, step, zero_grad = torch.nn.utils.clip_grad_norm_, torch.optim.AdamW.step, torch.optim.AdamW.zero_grad
 
     def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,17 +8,15 @@ pages are used again (mallopt(3)).
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from harness.errors import Unavailable, count
 from harness.training import choice
-from harness.training.choice import GAIN, forth_and_back, in_turns
+from harness.training.choice import GAIN, Trial, in_turns
 from harness.training.devices import Device
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -52,29 +50,17 @@ def kept() -> Iterator[None]:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def settle(
-    declared: bool | str,
-    model: Any,
-    device: Device,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    batches: Callable[[], list[Any]],
-) -> tuple[bool, str]:
+def settle(declared: bool | str, trial: Trial) -> tuple[bool, str]:
     """Whether freed memory is to be kept, and why.
 
     Args:
-        declared: ``train.keep_memory``.
-        model: on the device, as it will be trained.
-        device: where it is.
-        autocast: the precision of the forward pass.
-        batches: makes a few batches with labels, on the device.
-
-    Raises:
-        Unavailable: it is declared, and cannot be.
+        declared: ``train.keep_memory``; where that is true, `require` has been asked.
+        trial: of the model.
     """
     return choice.settle(
         declared,
-        lambda: require(device),
-        lambda: _measured(partial(forth_and_back, copy.deepcopy(model).train(), autocast, batches())),
+        lambda: require(trial.device),
+        lambda: _measured(partial(trial.passes, trial.copied(), trial.batches())),
         cannot="freed memory is not kept",
         so_declared="freed memory is kept, as declared",
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -11,11 +13,42 @@ from typing import Any
 import torch
 
 from harness.errors import Unavailable
+from harness.training.devices import Device
 
 GAIN = 0.1
 """Part of the time that a way must save to be chosen: less is within what a measurement of seconds can tell."""
 TURNS, BUDGET = 5, 5.0
 """A measurement ends after so many turns, or after the first that ends later than so many seconds."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """With what a way to compute is tried.
+
+    Args:
+        model: on the device, as it will be trained.
+        device: where it is.
+        autocast: the precision of the forward pass.
+        batches: makes a few batches with labels, on the device.
+    """
+
+    model: Any
+    device: Device
+    autocast: Callable[[], AbstractContextManager[Any]]
+    batches: Callable[[], list[Any]]
+
+    def copied(self) -> Any:
+        """The model, to try something on."""
+        return copy.deepcopy(self.model).train()
+
+    def passes(self, model: Any, batches: list[Any]) -> None:
+        """A forward and a backward pass of each batch, whose gradients are thrown away."""
+        for batch in batches:
+            with self.autocast():
+                loss = model(**batch).loss
+            loss.backward()
+            model.zero_grad()
+        self.device.wait()
 
 
 def settle(
@@ -34,20 +67,13 @@ def settle(
         measure: says whether it is worth it, and why; what it draws is drawn again by the training.
         cannot: begins the reason where ``auto`` cannot have it.
         so_declared: the reason where it is declared.
-
-    Raises:
-        Unavailable: it is declared, and cannot be done.
     """
-    if declared is False:
-        return False, ""
+    if declared != "auto":
+        return bool(declared), so_declared if declared else ""
     try:
         require()
     except Unavailable as error:
-        if declared is True:
-            raise
         return False, f"{cannot}: {error}"
-    if declared is True:
-        return True, so_declared
     with torch.random.fork_rng(devices=[]):
         return measure()
 
@@ -64,12 +90,3 @@ def in_turns(ways: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, i
         if perf_counter() - began > BUDGET:
             break
     return {name: (median(each[1:] or each), len(each[1:] or each)) for name, each in seconds.items()}
-
-
-def forth_and_back(model: Any, autocast: Callable[[], AbstractContextManager[Any]], batches: list[Any]) -> None:
-    """A forward and a backward pass of each batch, whose gradients are thrown away."""
-    for batch in batches:
-        with autocast():
-            loss = model(**batch).loss
-        loss.backward()
-        model.zero_grad()

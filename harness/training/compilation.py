@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from harness.errors import Unavailable
 from harness.record import Compilation
 from harness.training import choice
-from harness.training.choice import GAIN, forth_and_back, in_turns
+from harness.training.choice import GAIN, Trial, in_turns
 from harness.training.devices import Device
 
 Declared = bool | str
@@ -66,39 +64,23 @@ def require(declared: Declared, device: Device) -> None:
         ) from error
 
 
-def settle(
-    declared: Declared,
-    model: Any,
-    device: Device,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    batches: Callable[[], list[Any]],
-    *,
-    passes: int,
-    packed: bool,
-) -> tuple[Declared, str]:
+def settle(declared: Declared, trial: Trial, *, passes: int, packed: bool) -> tuple[Declared, str]:
     """How the model is to be compiled, and why that was chosen.
 
     Args:
-        declared: ``train.compile``.
-        model: on the device, as it will be trained.
-        device: where it is.
-        autocast: the precision of the forward pass.
-        batches: makes a few batches with labels, on the device.
+        declared: ``train.compile``; `require` has been asked of any other than ``auto``.
+        trial: of the model.
         passes: micro-batches of the whole training.
         packed: whether they are, so that each is of another shape.
-
-    Raises:
-        Unavailable: it is declared, and cannot be.
     """
     if declared != "auto":
-        require(declared, device)
         return declared, ""
     if packed:
         return False, "not compiled: sequences are packed, and each batch would be of another shape"
     return choice.settle(
         declared,
-        lambda: require(True, device),
-        lambda: _measured(Trial(model, device, autocast, batches()), passes),
+        lambda: require(True, trial.device),
+        lambda: _measured(trial, passes),
         cannot="not compiled",
         so_declared="",
     )
@@ -108,65 +90,53 @@ def _measured(trial: Trial, passes: int) -> tuple[bool, str]:
     """It has to save a tenth of all that the training computes, itself included; and it is tried where trying is
     expected to cost no more than that tenth.
     """
-    whole, batches = trial.uncompiled() * passes, f"{passes} micro-batches"
-    expected = EXPECTED * min(trial.lengths, 2)  # from the second on it is compiled for any
+    batches = trial.batches()
+    whole, said = uncompiled(trial, batches) * passes, f"{passes} micro-batches"
+    expected = EXPECTED * min(_lengths(batches), 2)  # from the second on it is compiled for any
     if GAIN * whole < expected:
-        said = f"{batches} take about {whole:.3g} s uncompiled, compiling {expected:g} s or more"
+        said = f"{said} take about {whole:.3g} s uncompiled, compiling {expected:g} s or more"
         return False, f"not compiled, nor is it tried: {said}"
-    took = trial.compiled()
+    took = compared(trial, batches)
     if took is None:
         return False, "not compiled: it was tried, and each length is compiled anew, or nothing at all"
     compiling, fast, slow = took
     pays = compiling + fast * passes < (1 - GAIN) * slow * passes
-    said = f"{compiling:.3g} s, and then {fast:.3g} s a micro-batch instead of {slow:.3g} s, for {batches}"
+    said = f"{compiling:.3g} s, and then {fast:.3g} s a micro-batch instead of {slow:.3g} s, for {said}"
     return pays, f"{'compiled' if pays else 'not compiled'}, by a measurement: compiling takes {said}"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """The same passes forth and back, uncompiled and compiled, on copies of the model."""
+def uncompiled(trial: Trial, batches: list[Any]) -> float:
+    """Seconds of a pass forth and back, after one that warms up."""
+    model = trial.copied()
+    trial.passes(model, batches[:1])
+    started = perf_counter()
+    trial.passes(model, batches)
+    return (perf_counter() - started) / len(batches)
 
-    model: Any
-    device: Device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    batches: list[Any]
 
-    @property
-    def lengths(self) -> int:
-        """Different ones."""
-        return len({batch["input_ids"].shape[-1] for batch in self.batches})
+def compared(trial: Trial, batches: list[Any]) -> tuple[float, float, float] | None:
+    """Seconds of compiling, of a pass then, and of one uncompiled, in turns; none where nothing is compiled, or a third
+    length once more.
+    """
+    following = Compiling(True)
+    with afresh(True):
+        following.watch()
+        own = compiled(trial.copied(), True)
+        trial.passes(own, batches)
+        compiling = following.seconds
+        if _lengths(batches) > 1:
+            trial.passes(own, [_shorter(batches[0])])
+        ways = {"own": own, "plain": trial.copied()}
+        took = in_turns({name: partial(trial.passes, way, batches) for name, way in ways.items()})
+        following.close()
+        if not graphs() or following.seconds > compiling:
+            return None
+    fast, slow = (took[name][0] / len(batches) for name in ways)
+    return compiling, fast, slow
 
-    def uncompiled(self) -> float:
-        """Seconds of a pass, after one that warms up."""
-        model = copy.deepcopy(self.model).train()
-        self._passes(model, self.batches[:1])
-        started = perf_counter()
-        self._passes(model, self.batches)
-        return (perf_counter() - started) / len(self.batches)
 
-    def compiled(self) -> tuple[float, float, float] | None:
-        """Seconds of compiling, of a pass then, and of one uncompiled, in turns; none where nothing is compiled, or a
-        third length once more.
-        """
-        plain, following = copy.deepcopy(self.model).train(), Compiling(True)
-        with afresh(True):
-            following.watch()
-            own = compiled(copy.deepcopy(self.model).train(), True)
-            self._passes(own, self.batches)
-            compiling = following.seconds
-            if self.lengths > 1:
-                self._passes(own, [_shorter(self.batches[0])])
-            ways = {"own": own, "plain": plain}
-            took = in_turns({name: partial(self._passes, way, self.batches) for name, way in ways.items()})
-            following.close()
-            if not graphs() or following.seconds > compiling:
-                return None
-        fast, slow = (took[name][0] / len(self.batches) for name in ways)
-        return compiling, fast, slow
-
-    def _passes(self, model: Any, batches: list[Any]) -> None:
-        forth_and_back(model, self.autocast, batches)
-        self.device.wait()
+def _lengths(batches: list[Any]) -> int:
+    return len({batch["input_ids"].shape[-1] for batch in batches})
 
 
 def _shorter(batch: Any) -> dict[str, torch.Tensor]:

@@ -1,11 +1,9 @@
-"""Rows to examples to batches."""
+"""Examples of rows, before the training or while it goes on, and which of them each batch has."""
 
 from __future__ import annotations
 
 import math
 import queue
-import random
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,107 +13,23 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset
 
 from harness import experiment
-from harness.errors import CheckpointError, DataError, shown
+from harness.errors import DataError, shown
+from harness.training.encoding import Encoder, bare, tokens_in, tokens_of
+from harness.training.order import GROUP, EpochOrder, by_length, shuffled
 from harness.training.rows import WHOLE, Row, Rows, Table
-from harness.training.tasks import Collator, Features, Task
+from harness.training.tasks import Collator, Features
 
 Encode = Callable[[Sequence[Row]], list[Features]]
 
-NOTED = ("index", "place", "row", "cut", "lost", "offsets")
-"""What an example carries beside what the model gets: its index, the place of its row in the source, the row, how many
-tokens were cut off, whether something that was to be learnt is lost with them, and where in a text its tokens stand."""
 AHEAD = 64
 """Examples that are encoded at once."""
 CHUNKS = 4
 """Lots of encoded examples that may wait for the loop."""
-GROUP = 50
-"""Batches whose examples are sorted by length among themselves, as `transformers` groups them."""
 SAMPLE = 256
 """Examples of a large source whose lengths are known before training: probes choose among them."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Rows of a task, as features without padding.
-
-    Args:
-        task: whose rows they are.
-        tokenizer: called as a tokenizer is.
-        max_length: longest encoding in tokens; longer text is cut.
-        special: ids that stand for no text.
-        words: the checkpoint's own tokenizer.
-        positions: tokens that the model has positions for; none where it takes any number.
-        evaluating: whether nothing may be left to chance when a batch is made.
-
-    Raises:
-        CheckpointError: when called: the tokenizer cannot cut a text to that length.
-    """
-
-    task: Task
-    tokenizer: Any
-    max_length: int
-    special: frozenset[int] = frozenset()
-    words: Any = None
-    positions: int | None = None
-    evaluating: bool = False
-
-    def __call__(self, rows: Sequence[Row]) -> list[Features]:
-        """The features of each row, with its label."""
-        encode = self.task.encode_to_evaluate if self.evaluating else self.task.encode
-        found = encode(rows, self.tokenizer, self.max_length)
-        longest = max((len(ids) for features in found for ids in tokens_of(features)), default=0)
-        if longest > self.max_length:  # tokenizers leave a text whole, silently, where special tokens find no room
-            raise CheckpointError(
-                f"max_length {self.max_length}: the tokenizer leaves {longest} tokens, {self._room()}"
-            )
-        for row, features in zip(rows, found, strict=True):
-            features["cut"] = self._cut(row, features)
-            features["lost"] = self.task.loses(row, features, self.tokenizer)
-        return found
-
-    def says_nothing(self, row: Row, features: Features) -> bool:
-        """Whether a text is no token at all to the checkpoint's own tokenizer."""
-        if not any(all(token in self.special for token in ids) for ids in tokens_of(features)):
-            return False
-        if self.tokenizer is self.words:
-            return True
-        return any(all(token in self.special for token in self._words(text)) for text in experiment.texts(row))
-
-    def _words(self, text: str) -> list[int]:
-        ids: list[int] = self.words(text)["input_ids"]
-        return ids
-
-    def _cut(self, row: Row, features: Features) -> int:
-        """Tokens of a text, or of a pair, that its encoding lacks; 0 for other rows."""
-        if "text" not in row or tokens_in(features) < self.max_length:
-            return 0
-        both = [[row[role]] for role in ("text", "text_pair") if row.get(role) is not None]
-        whole = self.tokenizer(*both, verbose=False)["input_ids"][0]
-        return max(0, len(whole) - self.max_length)
-
-    def _room(self) -> str:
-        special = getattr(self.tokenizer, "num_special_tokens_to_add", None)
-        return f"for it adds {special()} special ones" if special else "more than it was asked for"
-
-
-def encoder(task: Task, tokenizer: Any, max_length: int, positions: int | None = None) -> Encoder:
-    """What encodes for the task; the unknown token is a word that the tokenizer does not know, so it says something."""
-    special = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Encoder(task, tokenizer, max_length, special, tokenizer, positions)
-
-
-def tokens_of(features: Features) -> list[list[int]]:
-    """The ids of each text of an example: one, or one for each choice."""
-    ids = features["input_ids"]
-    return ids if ids and isinstance(ids[0], list) else [ids]
-
-
-def tokens_in(features: Features) -> int:
-    """Tokens of an example, of all its texts."""
-    return sum(map(len, tokens_of(features)))
 
 
 class Examples(Dataset[Features]):
@@ -326,89 +240,6 @@ def ahead(items: Iterator[Any], most: int) -> Generator[Any, None, None]:
         thread.join()
 
 
-def shuffled(items: Iterator[Any], size: int, seed: int) -> Iterator[Any]:
-    """The items in another order: each is drawn from the next so many that are left."""
-    chance = random.Random(seed)
-    buffer = list(islice(items, size))
-    for item in items:
-        place = chance.randrange(len(buffer))
-        buffer[place], item = item, buffer[place]
-        yield item
-    chance.shuffle(buffer)
-    yield from buffer
-
-
-def by_length(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[int]:
-    """An order of places in which each batch holds neighbours in length; batches are shuffled, a rest comes last."""
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    rest = batches.pop() if batches and len(batches[-1]) < batch_size else []
-    turns = torch.randperm(len(batches), generator=generator).tolist()
-    return [*(place for turn in turns for place in batches[turn]), *rest]
-
-
-class EpochOrder(Sampler[int]):
-    """The order of one epoch: a permutation drawn from seed and epoch alone, or the order of the file.
-
-    It has a generator of its own, so that neither dropout nor a worker can change which examples meet in a batch.
-
-    Args:
-        size: number of examples.
-        seed: of the permutations.
-        shuffle: whether there are any.
-        batch_size: of the batches that `lengths` and `drop_last` mean.
-        lengths: where batches are grouped by length, of each example.
-        drop_last: whether examples that fill no batch are left out.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        seed: int,
-        shuffle: bool,
-        *,
-        batch_size: int = 1,
-        lengths: Sequence[int] | None = None,
-        drop_last: bool = False,
-    ) -> None:
-        self._size = size
-        self._seed = seed
-        self._shuffle = shuffle
-        self._batch_size = batch_size
-        self._lengths = lengths
-        self._epoch = 0
-        self._taken = size - size % batch_size if drop_last and size >= batch_size else size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; the Trainer calls this at the start of each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._taken
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = self._permutation(generator)
-        return islice(order if self._lengths is None else self._grouped(order, self._lengths), self._taken)
-
-    def _permutation(self, generator: torch.Generator) -> Iterator[int]:
-        if not self._shuffle:
-            return iter(range(self._size))
-        if self._size <= WHOLE:
-            return iter(torch.randperm(self._size, generator=generator).tolist())
-        # A million numbers are a few MB as a tensor, and ten times as much as a list.
-        places = torch.randperm(
-            self._size, generator=generator, dtype=torch.int32 if self._size < 2**31 else torch.int64
-        )
-        return (place for start in range(0, self._size, AHEAD) for place in places[start : start + AHEAD].tolist())
-
-    def _grouped(self, order: Iterator[int], lengths: Sequence[int]) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        while lot := list(islice(order, GROUP * self._batch_size)):
-            places = by_length([lengths[index] for index in lot], self._batch_size, generator)
-            yield from (lot[place] for place in places)
-
-
 @dataclass(frozen=True)
 class Drawing:
     """The examples of one batch."""
@@ -458,29 +289,3 @@ class Drawn:
             if batch is None:
                 return
             yield batch
-
-
-def bare(features: Features) -> Features:
-    """What a collator gets of an example."""
-    return {name: value for name, value in features.items() if name not in NOTED}
-
-
-def longest(declared: int | None, tokenizer: Any, model: Any) -> int:
-    """The longest encoding in tokens: as declared, else what both tokenizer and model can take."""
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
-    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
-    if declared is not None:
-        return declared
-    return min(known) if known else 512
-
-
-def positions(model: Any) -> int | None:
-    """The rows of the model's table of positions; none where it has none, and reads texts of any length."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    tables = [
-        module.num_embeddings
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Embedding)
-        and re.search(r"(^|\.)(wpe|embed_positions|position_embeddings?)$", name)
-    ]
-    return max(*tables, limit) if tables and isinstance(limit, int) else None

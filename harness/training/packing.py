@@ -8,10 +8,8 @@ left out of it, too.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from harness.errors import Unavailable, count
 from harness.training import attention, choice
-from harness.training.choice import GAIN, forth_and_back, in_turns
+from harness.training.choice import GAIN, Trial, in_turns
 from harness.training.devices import Device
 
 PACKED = "sdpa_packed"
@@ -195,40 +193,27 @@ class _Row:
         return padded.view(*self._shape, -1)
 
 
-def settle(
-    declared: bool | str,
-    model: Any,
-    device: Device,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    batches: Callable[[], list[Any]],
-) -> tuple[bool, str]:
+def settle(declared: bool | str, trial: Trial) -> tuple[bool, str]:
     """Whether a model is to be packed, and why.
 
     Args:
-        declared: ``train.packing``.
-        model: which `use` has not changed.
-        device: where it is.
-        autocast: the precision of the forward pass.
-        batches: makes a few batches with labels, on the device.
-
-    Raises:
-        Unavailable: it is declared, and cannot be.
+        declared: ``train.packing``; where that is true, `require` has been asked.
+        trial: of a model that `use` has not changed.
     """
     return choice.settle(
         declared,
-        lambda: require(model, device),
-        lambda: _measured(model, autocast, batches()),
+        lambda: require(trial.model, trial.device),
+        lambda: _measured(trial),
         cannot="train.packing is auto",
         so_declared="train.packing declares it",
     )
 
 
-def _measured(model: Any, autocast: Callable[[], AbstractContextManager[Any]], batches: list[Any]) -> tuple[bool, str]:
-    """On copies, which go when it is known."""
-    padded, packed = copy.deepcopy(model).train(), copy.deepcopy(model).train()
+def _measured(trial: Trial) -> tuple[bool, str]:
+    batches, padded, packed = trial.batches(), trial.copied(), trial.copied()
     use(packed)
     ways = {"padded": padded, "packed": packed}
-    took = in_turns({name: partial(forth_and_back, way, autocast, batches) for name, way in ways.items()})
+    took = in_turns({name: partial(trial.passes, way, batches) for name, way in ways.items()})
     (fast, turns), (slow, _) = took["packed"], took["padded"]
     says = f"{len(batches)} batches forth and back in {fast:.3g} s packed, {slow:.3g} s padded"
     return fast < (1 - GAIN) * slow, f"train.packing is auto: {says} (median of {count(turns, 'turn')})"

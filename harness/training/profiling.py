@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ class Profiling(Onlooker):
         """Follow the phases, of which nothing is seen until the profiler is on."""
         hook = torch.compiler.disable(lambda *_: self._ranges.enter("forward"))
         self._hooks.callback(self._work.model.register_forward_pre_hook(hook).remove)
-        self._hooks.enter_context(followed(self._ranges, getattr(optimizer, "optimizer", optimizer)))
-        self._work.drawn.waiting = partial(self._ranges.inside, "data")
+        self._hooks.enter_context(followed(self._ranges, self._work.drawn, optimizer))
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
         """End the step's range, begin the next one's."""

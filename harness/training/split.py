@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from harness import experiment
 from harness.errors import DataError
-from harness.training import data, metrics
+from harness.training import data, encoding, metrics
 from harness.training.checkpoint import Loaded
 from harness.training.rows import Labels, Rows, Table, open_beside
 from harness.training.tasks import IGNORED, Answer
@@ -42,7 +42,7 @@ class Split:
     """The examples of each batch of the last evaluation, in order."""
 
 
-def prepare(loaded: Loaded, settings: experiment.Settings, encode: data.Encoder) -> Split | None:
+def prepare(loaded: Loaded, settings: experiment.Settings, encode: encoding.Encoder) -> Split | None:
     """The split that an experiment declares, with the classes of the rows that are trained on.
 
     Args:

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness import experiment, record
 from harness.training.checkpoint import Loaded
-from harness.training.data import Examples, tokens_of
+from harness.training.data import Examples
+from harness.training.encoding import tokens_of
 from harness.training.leakage import Leakage
 from harness.training.rows import SHOWN, Row, Table
 from harness.training.tasks import Features

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from unittest import mock
 import torch
 from transformers import BatchEncoding
 
+from harness.training.data import Drawn
 from harness.training.machine import Meter
 
 Phase = Literal["data", "transfer", "forward", "backward", "optimizer", "other"]
@@ -239,16 +241,17 @@ class Follower(Protocol):
 
 
 @contextmanager
-def followed(clock: Follower, optimizer: Any) -> Iterator[None]:
+def followed(clock: Follower, drawn: Drawn, optimizer: Any) -> Iterator[None]:
     """Let the clock know of the phases of a training, whatever the loop.
 
-    Every loop moves its batches with `BatchEncoding.to`, calls the model, back-propagates with `Tensor.backward` and
-    steps the optimizer. That the forward pass begins the caller says, who has a hook there; it lasts until the backward
-    pass begins: the loss belongs to it.
+    Every loop waits for what is drawn, moves it with `BatchEncoding.to`, calls the model, back-propagates with
+    `Tensor.backward` and steps the optimizer. That the forward pass begins the caller says, who has a hook there; it
+    lasts until the backward pass begins: the loss belongs to it.
 
     Args:
         clock: to be told.
-        optimizer: torch's own.
+        drawn: what is waited for.
+        optimizer: perhaps as Accelerate wraps it.
     """
     move, backward = BatchEncoding.to, torch.Tensor.backward
 
@@ -261,7 +264,8 @@ def followed(clock: Follower, optimizer: Any) -> Iterator[None]:
         backward(loss, *args, **kwargs)
         clock.enter("optimizer")
 
-    stepped = optimizer.register_step_post_hook(lambda *_: clock.enter("other"))
+    drawn.waiting = partial(clock.inside, "data")
+    stepped = getattr(optimizer, "optimizer", optimizer).register_step_post_hook(lambda *_: clock.enter("other"))
     with mock.patch.object(BatchEncoding, "to", moved), mock.patch.object(torch.Tensor, "backward", back_propagated):
         try:
             yield

@@ -12,7 +12,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -157,8 +156,7 @@ class Watch:
         self._hook(self._model.register_forward_pre_hook(before, with_kwargs=True))
         self._hook(self._model.register_forward_hook(after))
         self._hook(actual.register_step_pre_hook(self._on_optimizer_step))
-        self._hooks.enter_context(followed(self._clock, actual))
-        self._drawn.waiting = partial(self._clock.inside, "data")
+        self._hooks.enter_context(followed(self._clock, self._drawn, actual))
         self._compiling.watch()
         self._hooks.callback(self._compiling.close)
         self._clock.start()

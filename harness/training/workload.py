@@ -17,9 +17,11 @@ from transformers import get_scheduler
 from harness import experiment
 from harness.errors import CheckpointError, DataError, Unavailable
 from harness.schedule import warmup
-from harness.training import allocator, attention, compilation, data, optimizer, packing, split, tokenizer
+from harness.training import allocator, attention, compilation, data, encoding, optimizer, packing, split, tokenizer
 from harness.training.checkpoint import Loaded
+from harness.training.choice import Trial
 from harness.training.devices import Device, matmul_precision
+from harness.training.order import EpochOrder
 from harness.training.resume import NOWHERE, Keeping
 from harness.training.rows import Table
 from harness.training.split import Reported, Split
@@ -96,11 +98,11 @@ class Workload:
         """Keeps small gradients of an fp16 loss from becoming 0; of any other precision it passes everything on."""
         return torch.amp.GradScaler(self.device.torch.type, enabled=self.precision == "fp16")
 
-    def order(self) -> data.EpochOrder | None:
+    def order(self) -> EpochOrder | None:
         """Which example comes when; none where the examples come in an order already."""
         if isinstance(self.examples, data.Ahead):
             return None
-        return data.EpochOrder(
+        return EpochOrder(
             len(self.examples),
             self.train.seed_of_data,
             self.train.shuffle,
@@ -177,9 +179,14 @@ class Workload:
         """A few batches on the device, of the first examples, to measure with: nothing that is drawn is noted."""
         size, collate = self.train.batch_size, self.collator()
         indices = range(min(len(self.examples.lengths), MEASURED * size))
-        rows = [data.bare(self.examples[index]) for index in indices]
+        rows = [encoding.bare(self.examples[index]) for index in indices]
         lots = (rows[start : start + size] for start in range(0, len(rows), size))
         return [collate(lot).to(self.device.torch) for lot in lots]
+
+    @property
+    def trial(self) -> Trial:
+        """With what ways to compute are tried."""
+        return Trial(self.model, self.device, self.autocast, self.first_batches)
 
     def batches(self) -> Iterator[Any]:
         """The micro-batches of all steps, one after the other."""
@@ -276,14 +283,12 @@ def keep_layers(model: Any) -> None:
 
 def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Workload:
     """A fresh copy of the weights on the device, and the examples encoded."""
-    max_length = data.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
+    max_length = encoding.longest(settings.train.max_length, loaded.tokenizer, loaded.model)
     task = task_of(settings)
-    encode = data.encoder(task, loaded.tokenizer, max_length, data.positions(loaded.model))
+    encode = encoding.encoder(task, loaded.tokenizer, max_length, encoding.positions(loaded.model))
     model = start(loaded.model, settings.precision).to(device.torch)
     attention.use(model, settings.train.attention, device)
-    if settings.train.gradient_checkpointing:
-        checkpoint_layers(model, {})  # whether it can; the loop is who does it
-        keep_layers(model)
+    _require(settings.train, model, device)
     optimizer.freeze(model, settings.train.freeze)
     examples = data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer)
     settings = settings.model_copy(update={"train": _with_steps(settings.train, examples)})
@@ -304,9 +309,26 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
     return _keeping(_compiled(_packed(work)))
 
 
+def _require(train: experiment.Train, model: Any, device: Device) -> None:
+    """See to it that what is declared can be had, before a row is encoded.
+
+    Raises:
+        Unavailable: it cannot; says what is missing.
+    """
+    if train.gradient_checkpointing:
+        checkpoint_layers(model, {})  # whether it can; the loop is who does it
+        keep_layers(model)
+    if train.packing is True:
+        packing.require(model, device)
+    if train.compile != "auto":
+        compilation.require(train.compile, device)
+    if train.keep_memory is True:
+        allocator.require(device)
+
+
 def _packed(work: Workload) -> Workload:
     """The workload, whose model is packed if that is declared or faster; from here on it is declared, or not."""
-    packs, reason = packing.settle(work.train.packing, work.model, work.device, work.autocast, work.first_batches)
+    packs, reason = packing.settle(work.train.packing, work.trial)
     if packs:
         packing.use(work.model)
     return replace(_declaring(work, packing=packs), attention_reason=reason or work.attention_reason)
@@ -314,22 +336,14 @@ def _packed(work: Workload) -> Workload:
 
 def _compiled(work: Workload) -> Workload:
     """The workload, whose model is compiled as declared, or if that pays within its steps."""
-    said, reason = compilation.settle(
-        work.train.compile,
-        work.model,
-        work.device,
-        work.autocast,
-        work.first_batches,
-        passes=work.train.steps * work.train.gradient_accumulation,
-        packed=bool(work.train.packing),
-    )
+    passes, packed = work.train.steps * work.train.gradient_accumulation, bool(work.train.packing)
+    said, reason = compilation.settle(work.train.compile, work.trial, passes=passes, packed=packed)
     return replace(_declaring(work, compile=said), compile_reason=reason)
 
 
 def _keeping(work: Workload) -> Workload:
     """The workload, which keeps freed memory if that is declared or faster."""
-    declared = work.train.keep_memory
-    keeps, reason = allocator.settle(declared, work.model, work.device, work.autocast, work.first_batches)
+    keeps, reason = allocator.settle(work.train.keep_memory, work.trial)
     return replace(_declaring(work, keep_memory=keeps), memory_reason=reason)
 
 

@@ -11,24 +11,25 @@ from torch.utils.data import DataLoader
 from harness.training import data, workload
 from harness.training.fault import NO_REPORT, Patch, fault
 from harness.training.faults.seam import altered, training_arguments
+from harness.training.order import EpochOrder
 from harness.training.tasks import Features
 from harness.training.workload import Workload
 
 
-def _drawing(patch: Patch, change: Callable[[data.EpochOrder, list[int]], list[int]]) -> None:
+def _drawing(patch: Patch, change: Callable[[EpochOrder, list[int]], list[int]]) -> None:
     """Let every epoch draw what `change(order, indices)` makes of the right indices."""
-    right = data.EpochOrder.__iter__
+    right = EpochOrder.__iter__
 
-    def changed(self: data.EpochOrder) -> Iterator[int]:
+    def changed(self: EpochOrder) -> Iterator[int]:
         return iter(change(self, list(right(self))))
 
-    patch.set(data.EpochOrder, "__iter__", changed)
+    patch.set(EpochOrder, "__iter__", changed)
 
 
 @fault("choderalab/modelforge#129, transformers#11258, Nerogar/OneTrainer#96")
 def same_order_in_every_epoch(work: Workload, patch: Patch) -> Workload:
     """The sampler is never told the epoch: every one has the order of the first."""
-    patch.set(data.EpochOrder, "set_epoch", lambda self, epoch: None)
+    patch.set(EpochOrder, "set_epoch", lambda self, epoch: None)
     return work
 
 
@@ -51,7 +52,7 @@ def sorted_by_length(work: Workload, patch: Patch) -> Workload:
 def drawn_with_replacement(work: Workload, patch: Patch) -> Workload:
     """An epoch draws each example at random, so some come twice and some never."""
 
-    def change(order: data.EpochOrder, indices: list[int]) -> list[int]:
+    def change(order: EpochOrder, indices: list[int]) -> list[int]:
         return [indices[(place * place + 1) % len(indices)] for place in range(len(indices))]
 
     _drawing(patch, change)
@@ -112,7 +113,7 @@ def loader_halves_the_batch(work: Workload, patch: Patch) -> Workload:
 def sampler_not_seeded(work: Workload, patch: Patch) -> Workload:
     """The order of the data is drawn from the operating system's randomness."""
 
-    def change(order: data.EpochOrder, indices: list[int]) -> list[int]:
+    def change(order: EpochOrder, indices: list[int]) -> list[int]:
         generator = torch.Generator()
         generator.seed()
         return [indices[place] for place in torch.randperm(len(indices), generator=generator).tolist()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from harness.training import data, trainer
+from harness.training import data, encoding, trainer
 from harness.training.fault import Patch
 from harness.training.tasks import Collator
 from harness.training.workload import Workload
@@ -128,7 +128,7 @@ class Changed(data.Examples):
 
 def encoded(work: Workload, tokenizer: Callable[..., Any], max_length: int | None = None) -> Workload:
     """The same workload with its texts encoded by that function, and padded as before."""
-    encode = replace(data.encoder(work.task, work.tokenizer, max_length or work.max_length), tokenizer=tokenizer)
+    encode = replace(encoding.encoder(work.task, work.tokenizer, max_length or work.max_length), tokenizer=tokenizer)
     buffer = work.settings.data.shuffle_buffer
     return replace(work, examples=data.examples(work.examples.rows, encode, work.train, buffer))
 

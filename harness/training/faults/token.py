@@ -10,7 +10,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq
 
 from harness import experiment
 from harness.training.checkpoint import Loaded
-from harness.training.data import bare
+from harness.training.encoding import bare
 from harness.training.fault import NO_REPORT, Patch, fault, loading_fault
 from harness.training.faults.seam import Row, altered, encoded, on_batch, on_loss, relabelled
 from harness.training.tasks import IGNORED

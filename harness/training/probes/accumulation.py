@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Subset
 
 from harness.training.checkpoint import Loaded
-from harness.training.data import Drawn, tokens_of
+from harness.training.data import Drawn
 from harness.training.devices import find
+from harness.training.encoding import tokens_of
 from harness.training.twin import twin
 from harness.training.workload import Workload
 

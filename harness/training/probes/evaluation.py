@@ -12,8 +12,8 @@ from torch.utils.data import Subset
 
 from harness.training import reference
 from harness.training.checkpoint import Loaded
-from harness.training.data import bare
 from harness.training.devices import find
+from harness.training.encoding import bare
 from harness.training.evaluation import EVALUATIONS, split_of
 from harness.training.probes.result import chosen
 from harness.training.tasks import IGNORED, Task

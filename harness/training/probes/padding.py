@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.training.checkpoint import Loaded
-from harness.training.data import longest
+from harness.training.encoding import longest
 from harness.training.probes.result import Texts, chosen, features, inputs, logits, texts
 from harness.training.tasks import IGNORED, Features
 from harness.training.twin import same_draws, twin

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from harness.training import adapters
 from harness.training.checkpoint import Loaded, head_names
-from harness.training.data import tokens_of
+from harness.training.encoding import tokens_of
 from harness.training.tasks import IGNORED
 from harness.training.twin import same_draws, twin
 from harness.training.workload import Workload

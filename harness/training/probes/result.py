@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.training.data import bare, tokens_of
+from harness.training.encoding import bare, tokens_of
 from harness.training.tasks import Features, Task
 from harness.training.workload import Workload
 
