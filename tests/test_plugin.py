@@ -224,7 +224,7 @@ def test_what_exploring_found_is_tried_first_the_next_time(project: Project) -> 
 
 
 def test_a_law_that_stumbles_over_a_fresh_record_fails(project: Project) -> None:
-    """It is wrong, or its probe is: the item says so; the report, which may be of a record that was changed, goes on."""
+    """It is wrong, or its probe is; the item says so. The report, perhaps of a record that was changed, goes on."""
     project.experiment()
     project.engine("answers={'cpu': odd}", "def odd(case): return finished(case, probes={'saved': {'weights': 3}})")
 
