@@ -416,7 +416,7 @@ class Modes(Part):
     off: tuple[str, ...] = ()
     """Which they were, in that step."""
     changed: tuple[str, ...] = ()
-    """Modules whose dropout was another when the training began than as loaded."""
+    """Modules whose dropout was another when the training began, or when it ended, than as loaded."""
     redrawn: int | None = None
     """The first step, counted from 0, that drew the same random numbers as one before it."""
     drifted: tuple[str, ...] = ()

@@ -517,6 +517,7 @@ CAUGHT: dict[str, tuple[str, str, str]] = {
     "padding_counted": ("next", "evaluation_is_right", "perplexity is"),
     "metric_not_shifted": ("next", "evaluation_is_right", "perplexity is"),
     "worst_class_taken": ("texts", "evaluation_is_right", "accuracy is"),
+    "another_model_evaluated": ("texts", "evaluation_is_right", "before and after the training, to the last bit"),
     "evaluation_sets_a_seed": ("texts", "evaluation_changes_nothing", "changed the random state of torch"),
     "evaluation_draws_from_the_training": ("texts", "evaluation_changes_nothing", "the random state of torch"),
     "evaluation_changes_weights": ("texts", "evaluation_changes_nothing", "word_embeddings.weight"),

@@ -191,6 +191,9 @@ ACCEPTED = (
     Judged("backbone_changes", "all with a gradient moved", HEALTHY, "2 of 3 backbone parameters moved"),
     Judged("backbone_changes", "one is frozen", backbone(trainable=False, change=0.0, gradient=None)),
     Judged("backbone_changes", "one takes no part in the loss", backbone(change=0.0, gradient=None)),
+    Judged(
+        "backbone_changes", "an update is lost", backbone(change=0.0, start=1e5), "of 1 the update is lost by rounding"
+    ),
     Judged("loops_agree", "alike", pair(), "1 pair agrees"),
     Judged("loops_agree", "apart by less than allowed", pair(steps={"loss": losses(3, 0.6 + 9e-6)})),
     Judged(

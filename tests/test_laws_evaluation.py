@@ -187,6 +187,13 @@ REJECTED = (
     ),
     Judged(
         "evaluation_is_right",
+        "of a copy made before",
+        last(figures={"loss": 0.75, "accuracy": 0.75}),
+        "the loss of the evaluation is 0.75 before and after the training",
+        "a copy of it that was made before",
+    ),
+    Judged(
+        "evaluation_is_right",
         "the last batch filled up",
         state("after", answered=[4, 6]),
         "with the weights after training, in batches of 3: 6 answers to 4 examples",

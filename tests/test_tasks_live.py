@@ -366,3 +366,19 @@ def test_what_is_cut_off_is_told(name: str, length: int, lost: str) -> None:
     record = train(said(name, max_length=length, steps=4))
     assert record.lost
     assert lost in broken(record)["labels_survive_truncation"].message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"task": "masked-lm", "data": {"rows": [{"text": "the soup"}, {"text": "bread"}]}},
+        {"train": {"learning_rate": 1.0, "attention": "eager"}},
+        {"train": {"learning_rate": 1e-8}},
+    ],
+    ids=["no token is drawn", "a loss of 0", "updates that are lost by rounding"],
+)
+def test_what_cannot_be_told_is_not_broken(said: dict[str, Any]) -> None:
+    """Nothing to learn, nothing left to learn, or too little of it: no law cries wolf."""
+    quick = {"steps": 8, "batch_size": 3, **said.get("train", {})}
+    record = train(probed(case(**{**said, "train": quick})))
+    assert broken(record) == {}

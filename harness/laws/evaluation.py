@@ -159,7 +159,8 @@ def evaluation_is_right(record: Record) -> Verdict:
     ones, in batches of two sizes, the last one smaller. Independently, each example is evaluated alone, without
     padding; other code reads off the answers, and the metrics have their own formulas. Padding, special tokens and
     prompts must not be counted, nor any example twice; labels of a causal language model belong to the token before
-    them. Every row of the split has one answer in every evaluation.
+    them. Every row of the split has one answer in every evaluation, and the loss after the training is another number
+    than before it.
 
     Metrics must agree within 1e-6, perplexities within 1e-5 of themselves (the forward pass in fp32 leaves 3e-6 at
     worst); if rounding decides an answer, there is no verdict. At 0 or 1 even wrong metrics agree, so the score must
@@ -174,6 +175,11 @@ def evaluation_is_right(record: Record) -> Verdict:
                 f"{_when(score)}: {score.answered} answers to {count(evaluation.rows, 'row')}",
                 cause="the answers of one batch only are kept, or those that fill up the last batch are counted",
             )
+    if (loss := _of_another_model(record, evaluation)) is not None:
+        return broken(
+            f"the loss of the evaluation is {loss!r} before and after the training, to the last bit, and weights moved",
+            cause="another model is evaluated than the one that trains: a copy of it that was made before",
+        )
     compared = _compare(record, evaluation, evaluation.metrics)
     if isinstance(compared, Verdict):
         return compared
@@ -201,6 +207,13 @@ def evaluation_loss_is_right(record: Record) -> Verdict:
     if isinstance(compared, Verdict):
         return compared
     return held(_listed(compared, record)) if compared else invalid("the loss of the examples is not finite")
+
+
+def _of_another_model(record: Record, evaluation: Evaluation) -> float | None:
+    """The loss that is the same before and after the training although weights moved; none where it is not, or 0."""
+    before, after = (score.figures.get("loss", math.nan) for score in (evaluation.scores[0], evaluation.scores[-1]))
+    moved = any(parameter.change > 0 for parameter in record.parameters)
+    return before if moved and before == after != 0 else None
 
 
 def _listed(compared: Mapping[str, str], record: Record) -> str:

@@ -148,7 +148,8 @@ def backbone_changes(record: Record) -> Verdict:
 
     Parameters that are declared frozen are left out, and so are those whose gradient is zero by construction (the key
     biases of attention, which cancel in the softmax, and unused position rows): those with a gradient below 1e-6 of the
-    largest one in the first step.
+    largest one in the first step. So are those to which the declared rate adds nothing, as 1e-8 to the weights of a
+    norm, which are 1: less than half a unit in the last place (2^-24 of a weight in fp32, 2^-9 in bf16) is lost.
     """
     if record.adapters is not None:
         return not_applicable("adapters are trained in its place: see adapters_change")
@@ -167,7 +168,11 @@ def backbone_changes(record: Record) -> Verdict:
     if bad:
         return broken(f"{bad[0].name} is not finite at the end of the training")
     still = [parameter for parameter in trainable if parameter.change == 0 and _has_gradient(parameter, trainable)]
+    lost = [parameter for parameter in still if _rounds_away(record, parameter)]
+    still = [parameter for parameter in still if parameter not in lost]
     moved = sum(parameter.change > 0 for parameter in trainable)
+    if moved == 0 and lost and not still:
+        return invalid(f"the declared rate is too low to move any of {len(lost)} backbone parameters")
     if moved == 0:
         cause = _why_still(record, next((p for p in trainable if p.gradient), trainable[0]))
         return broken(f"none of {len(trainable)} backbone parameters moved", cause=cause)
@@ -176,7 +181,8 @@ def backbone_changes(record: Record) -> Verdict:
             f"{len(still)} of {len(trainable)} backbone parameters did not move: {_names(p.name for p in still)}",
             cause=_why_still(record, still[0]),
         )
-    return held(f"{moved} of {len(trainable)} backbone parameters moved")
+    rounded = f"; of {len(lost)} the update is lost by rounding" if lost else ""
+    return held(f"{moved} of {len(trainable)} backbone parameters moved{rounded}")
 
 
 def _cannot_move(record: Record) -> Verdict | None:
@@ -185,6 +191,8 @@ def _cannot_move(record: Record) -> Verdict | None:
     step = record.steps.first_not_finite
     if step is not None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
+    if len(record.steps.empty) == len(record.steps.loss):
+        return not_applicable("no step has anything to learn: see loss_finite")
     if highest_share(record) == 0:
         return not_applicable("the learning rate is 0 in every step, as where a warm-up has only one")
     return None
@@ -201,6 +209,12 @@ def expected_reach(record: Record, parameter: Parameter) -> float:
 def _has_gradient(parameter: Parameter, among: Iterable[Parameter]) -> bool:
     largest = max((other.gradient or 0 for other in among), default=0)
     return parameter.gradient is not None and parameter.gradient > GRADIENT_NOISE * largest
+
+
+def _rounds_away(record: Record, parameter: Parameter) -> bool:
+    """Whether adding the declared rate to a weight of this size changes nothing."""
+    half = 2**-9 if record.settings["precision"] == "bf16-pure" else 2**-24
+    return settings_of(record, parameter)[0] * highest_share(record) < half * parameter.start
 
 
 def _why_still(record: Record, parameter: Parameter) -> str:

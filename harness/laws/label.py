@@ -228,7 +228,7 @@ def masking_is_random(record: Record) -> Verdict:
     if record.masking is None:
         return not_applicable("no token is hidden")
     rows = list(_rows(record) or ())
-    if not rows or any(len(row.ids) != len(row.found) for row in rows):
+    if not rows or any(len(row.ids) != len(row.found) or len(row.found) < len(row.declared) for row in rows):
         return invalid("no batch with labels of its tokens was kept")
     counts = _Counts.of(record.masking.token, rows)
     share, vocabulary = record.masking.probability, record.tokenizer.vocabulary if record.tokenizer else math.inf

@@ -223,7 +223,7 @@ class Watch:
             stochastic=len(self._stochastic),
             step=step,
             off=off,
-            changed=self._dropout_changed,
+            changed=tuple(dict.fromkeys((*self._dropout_changed, *_changed_dropouts(self._loaded, self._model)))),
             redrawn=self._redrawn,
             drifted=self._drifted(),
             checkpointing=self._checkpointing,

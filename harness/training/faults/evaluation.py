@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader
@@ -239,6 +241,19 @@ def worst_class_taken(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@_fault(NO_REPORT)
+def another_model_evaluated(work: Workload, patch: Patch) -> Workload:
+    """What is evaluated is a copy of the model that was made before the training."""
+    copied = copy.deepcopy(work.model)
+
+    def of_the_copy(right: evaluation.Evaluate) -> evaluation.Evaluate:
+        return lambda other: right(replace(other, model=copied) if other.model is work.model else other)
+
+    copies = {name: of_the_copy(right) for name, right in evaluation.EVALUATIONS.items()}
+    patch.enter_context(mock.patch.dict(evaluation.EVALUATIONS, copies))
+    return work
+
+
 # What is left behind
 
 
@@ -304,6 +319,7 @@ FAULTS = (
     padding_counted,
     metric_not_shifted,
     worst_class_taken,
+    another_model_evaluated,
     evaluation_sets_a_seed,
     evaluation_draws_from_the_training,
     evaluation_changes_weights,

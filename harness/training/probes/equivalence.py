@@ -25,6 +25,9 @@ from harness.training.workload import Workload, checkpoint_layers, keep_layers
 
 Batch = dict[str, torch.Tensor]
 
+DRAWS = 100
+"""At most: of a text of one token, 15 % of which are drawn, none is in a hundred with a chance of 1e-7."""
+
 
 def checkpointing(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """Relative distance of loss and gradient to those without checkpointing, with dropout on, from the same random
@@ -176,8 +179,10 @@ def _way(work: Workload, model: Any, batch: Batch, *, exact: bool = False) -> _W
 
 
 def _batch(work: Workload) -> Batch:
-    """Examples of lengths as different as there are, on the device."""
-    made = work.collator()([features(work, index) for index in chosen(work.examples.lengths)])
+    """Examples of lengths as different as there are, on the device; drawn again if nothing is to be learnt."""
+    collate, rows = work.collator(), [features(work, index) for index in chosen(work.examples.lengths)]
+    draws = (collate(rows) for _ in range(DRAWS))
+    made = next((batch for batch in draws if work.terms(batch)), None) or collate(rows)
     return {name: value.to(work.device.torch) for name, value in made.items()}
 
 

@@ -34,6 +34,9 @@ ROWS = 4
 NOISE = 1e-5
 """Elements whose gradient is below this share of the largest are left out of an update: AdamW divides their rounding
 noise by itself, and what it then moves them by is arbitrary."""
+VANISHED = 1e-3
+"""A gradient by the logits below this norm is compared as if it had it: where the loss is all but 0, as after a step
+at a rate far too high, a softmax in fp32 leaves 6e-8 of it, or nothing."""
 COMPARED = 2**14
 """Elements of a tensor whose update is compared, at most, evenly spaced among those that count: an optimizer treats all
 elements of a tensor alike. Gradients, which may be wrong for a few of them, are compared as a whole."""
@@ -373,7 +376,7 @@ def _compare_gradients(found: Tensors, expected: Tensors) -> dict[str, Any]:
     whole = math.hypot(*(float(tensor.norm()) for tensor in expected.values()))
     norm = math.hypot(*(float(tensor.norm()) for tensor in found.values())) if found else 0.0
     return {
-        "gradient": math.hypot(*distances.values()) / whole if whole else math.nan,
+        "gradient": math.hypot(*distances.values()) / max(whole, torch.finfo(torch.float64).tiny),
         "gradient_worst": max(distances, key=lambda name: distances[name]),
         "gradient_missing": missing,
         "gradient_norm": norm,
@@ -399,7 +402,7 @@ def _compare_updates(now: dict[str, Any], before: Tensors, expected: Tensors, co
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(torch.float64).tiny))
+    return float((found - expected).norm() / expected.norm().clamp_min(VANISHED))
 
 
 def _scale(found: torch.Tensor, expected: torch.Tensor) -> float:
