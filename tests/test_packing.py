@@ -26,6 +26,7 @@ QUIET = {"config": {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0, "attenti
 
 
 TINY = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {"architecture": "llama", "size": "tiny"}
 TEXTS = {"task": "causal-lm", "data": {"rows": [{"text": text} for text in SEQUENCES]}}
 
 
@@ -88,6 +89,16 @@ def test_packed_decoders_train_the_same_in_every_loop(loop: str) -> None:
     assert packed.steps.loss == pytest.approx(padded.steps.loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_packed_decoders_learn_the_same_tokens_in_every_loop(loop: str) -> None:
+    """Below adapters, too, and where a loop divides the loss itself."""
+    said = {**SAID, "steps": 2, "batch_size": 2, "gradient_accumulation": 2, "loop": loop}
+    cases = (case(LLAMA, **TEXTS, peft={"rank": 2}, train={**said, "packing": on}) for on in (True, False))
+    packed, padded = map(train, cases)
+    assert packed.steps.loss == pytest.approx(padded.steps.loss, abs=1e-5)
+    assert packed.steps.gradient_norm == pytest.approx(padded.steps.gradient_norm, rel=1e-4)
+
+
 def test_decoders_that_see_their_neighbours_are_caught() -> None:
     """A text that reads on from the one before it in the row is the law's business."""
     one = decoder(packing=True)
@@ -105,6 +116,25 @@ def test_places_are_those_of_the_padded_row() -> None:
     own, plain = (model(ids, attention_mask=mask).logits for model in (packed, padded))
     torch.testing.assert_close(own[mask.bool()], plain[mask.bool()])
     assert not own[~mask.bool()].any()
+
+
+def test_the_loss_of_a_decoder_is_over_real_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of the padded batch, from the logits of fewer places; what the model gives has all of them."""
+    rows, right = [], torch.nn.functional.cross_entropy
+
+    def cross_entropy(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rows.append(len(logits))
+        return right(logits, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", cross_entropy)
+    padded, ids = LlamaForCausalLM(LlamaConfig(**TINY)), torch.randint(1, 50, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+    packed, labels = copy.deepcopy(padded), ids.masked_fill(mask == 0, -100)
+    packing.use(packed)
+    packed = copy.deepcopy(packed)  # as probes do: the copy's loss is of its own batches
+    own, plain = (model(ids, attention_mask=mask, labels=labels) for model in (packed, padded))
+    torch.testing.assert_close(own.loss, plain.loss)
+    assert (rows, own.logits.shape) == ([8, 12], plain.logits.shape)
 
 
 def test_what_was_never_packed_is_not_held() -> None:

@@ -3,13 +3,13 @@
 Batches reach the model padded, as ever, and the head gets what it would get; between the two, padding is left out of
 every matrix product, and attention goes from sequence to sequence (as in "padding-free training" of transformers' and
 TRL's guides, which is for decoders on CUDA devices). Where the head is a product with the whole vocabulary, padding is
-left out of it, too.
+left out of it, too, and in a decoder out of the loss.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from harness.errors import Unavailable, count
-from harness.training import attention, choice
+from harness.training import adapters, attention, choice
 from harness.training.choice import GAIN, Trial, in_turns
 from harness.training.devices import Device
+from harness.training.tasks import IGNORED
 
 PACKED = "sdpa_packed"
 """The implementation of attention that a packed model uses; in any other one it computes padded batches."""
@@ -78,7 +79,12 @@ def use(model: Any) -> None:
     layers.register_forward_hook(row.unpack)
     if (head := model.get_output_embeddings()) is not None:
         head.register_forward_pre_hook(row.pack_head)
-        head.register_forward_hook(row.unpack_head)
+        if model.config.model_type in DECODERS:  # whose loss is what `loss_function` says
+            own = adapters.base(model)
+            row.right_loss, own.loss_function = own.loss_function, row.loss
+            model.register_forward_hook(row.unpack_logits)
+        else:
+            head.register_forward_hook(row.unpack_head)
 
 
 def layers_of(model: Any) -> Any:
@@ -138,6 +144,8 @@ class _Row:
         """Places of real tokens in the flattened batch; none where a batch is not packed."""
         self._shape: torch.Size = torch.Size()
         """Rows x places of the batch."""
+        self.right_loss: Callable[..., torch.Tensor]
+        """The decoder's own, of rows x places."""
 
     def pack(self, layers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """What is of rows x places becomes of 1 x real tokens; each keeps the place that it has in its padded row."""
@@ -174,6 +182,18 @@ class _Row:
         """And their logits those of rows x places x vocabulary; padding gets zeros."""
         return self._put_back(output) if output.dim() == 2 else output
 
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The model's own, of real tokens x vocabulary where its head got no others."""
+        if logits.dim() == 2:
+            following = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+            kwargs["shift_labels"] = self._taken(following)
+        return self.right_loss(logits, labels, *args, **kwargs)
+
+    def unpack_logits(self, model: Any, args: Any, output: Any) -> Any:
+        """What the model gives is of rows x places x vocabulary, whatever its head got; padding gets zeros."""
+        output.logits = self.unpack_head(model, args, output.logits)
+        return output
+
     def _seen(self, said: dict[str, Any]) -> torch.Tensor | None:
         """Rows x places: which are of real tokens; none where the batch is to be computed as it is."""
         mask = said.get("attention_mask")
@@ -189,7 +209,7 @@ class _Row:
         return padded.flatten(0, 1).index_select(0, self._real)
 
     def _put_back(self, row: torch.Tensor) -> torch.Tensor:
-        padded = row.new_zeros(self._shape.numel(), row.shape[-1]).index_copy(0, self._real, row)
+        padded = row.new_zeros(self._shape.numel(), row.shape[-1]).index_copy_(0, self._real, row)
         return padded.view(*self._shape, -1)
 
 
