@@ -223,6 +223,18 @@ def test_what_is_printed_before_a_side_begins_is_no_answer(live: Callable[[str],
         live("echo no torch >&2; exit 3").hear()
 
 
+def test_what_this_process_finds_is_not_installed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pip would leave out what it finds on this process's path, and the side, which has not that path, would lack it."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH." >> {tmp_path}/paths; mkdir -p "$3/bin"; cp "$0" "$3/bin/"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "old.txt").write_text("torch\n")
+    assert Environments(tmp_path / "kept").python(tmp_path / "old.txt").exists()
+    assert (tmp_path / "paths").read_text() == ".\n.\n"
+
+
 def test_pip_ends_with_who_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it has started, and without a trace in the cache."""
     python = tmp_path / "python"

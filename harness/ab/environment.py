@@ -102,6 +102,12 @@ def _python(place: Path) -> Path:
     return place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def _apart(scratch: Path) -> dict[str, str]:
+    """Variables for who makes an environment: on this process's path may be what pip would then take for installed."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return {**kept, "TMPDIR": str(scratch)}
+
+
 def _call(command: list[str], what: str, folder: Path | None = None, scratch: Path | None = None) -> str:
     """What a command prints; it ends, with all that it has started, when this is stopped. Callers put `scratch` away.
 
@@ -111,7 +117,7 @@ def _call(command: list[str], what: str, folder: Path | None = None, scratch: Pa
     with subprocess.Popen(
         command,
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(scratch)} if scratch else None,
+        env=_apart(scratch) if scratch else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
