@@ -24,7 +24,7 @@ from harness.ab.turns import LOOKS, PROCESSES, Steps, Turn, Turns, alternate
 from harness.compare import Pair
 from harness.compare.statistic import CONFIDENCE, paired
 from harness.errors import HarnessError
-from harness.record import Record
+from harness.record import Environment, Record
 
 EXPERIMENT = """
 checkpoint: {architecture: bert, size: tiny}
@@ -396,3 +396,10 @@ def test_a_law_that_is_broken_on_both_sides_is_no_regression() -> None:
     pair = trained_pair(record(steps=flat), record(steps=flat))
     assert not pair.fails
     assert pair.evidence == ("broken on both sides: loss_decreases",)
+
+
+def test_libraries_of_another_version_are_named() -> None:
+    """As `harness ab --against-env` compares them: what differs stands beside the verdict."""
+    versions = {"torch": "2.13", "transformers": "5.17", "httpx": "0.28"}, {"torch": "2.13", "transformers": "5.23"}
+    one, two = (record().model_copy(update={"environment": Environment(versions=each)}) for each in versions)
+    assert trained_pair(one, two).evidence == ("httpx: 0.28 to none", "transformers: 5.17 to 5.23")

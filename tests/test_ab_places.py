@@ -224,7 +224,7 @@ def test_what_is_printed_before_a_side_begins_is_no_answer(live: Callable[[str],
 
 
 def test_what_this_process_finds_is_not_installed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pip would leave out what it finds on this process's path, and the side, which has not that path, would lack it."""
+    """Pip would leave out what it finds on this process's path, and the side, which has another path, would lack it."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$PYTHONPATH." >> {tmp_path}/paths; mkdir -p "$3/bin"; cp "$0" "$3/bin/"\n')
     python.chmod(0o755)

@@ -14,7 +14,7 @@ from harness.compare.comparison import LEFT_OUT, refuse
 from harness.compare.loss import between
 from harness.compare.measure import TIMES, TimeName, judged_together, measures
 from harness.compare.statistic import CONFIDENCE, TURNS, in_processes, paired, turns_for
-from harness.compare.triage import libraries
+from harness.compare.triage import libraries, other_versions
 from harness.errors import HarnessError, count
 from harness.laws import judge
 from harness.record import Record
@@ -158,12 +158,12 @@ def trained_pair(base: Record, new: Record) -> Pair:
     """What the trainings say: whether the losses agree, what laws are broken now, and figures that are no times."""
     broken: tuple[str, ...] = ()
     figures: tuple[Measure, ...] = ()
-    evidence: tuple[str, ...] = ()
+    evidence = tuple(other_versions(base.environment, new.environment))
     if base.finished and new.finished:
         before = {verdict.law for verdict in judge(base) if verdict.outcome == "broken"}
         now = [verdict for verdict in judge(new) if verdict.outcome == "broken"]
         broken = tuple(f"{one.law}: {one.message}" for one in now if one.law not in before)
-        evidence = tuple(f"broken on both sides: {one.law}" for one in now if one.law in before)
+        evidence += tuple(f"broken on both sides: {one.law}" for one in now if one.law in before)
         figures = tuple(one for one in measures((base,), (new,)) if one.name not in TIMES)
     return Pair(new.name, (base,), (new,), figures, between((base,), (new,)), broken, evidence)
 

@@ -14,7 +14,7 @@ from typing import Literal
 from harness.compare.comparison import Comparison, Pair, compare
 from harness.compare.identity import ALIASES, Difference, NotComparable, key
 from harness.compare.measure import MARGIN
-from harness.record import Record
+from harness.record import Environment, Record
 
 Cause = Literal["code", "environment", "code and environment", "noise", "undecided"]
 
@@ -121,7 +121,11 @@ def _as_good(pair: Pair) -> bool:
 
 def _changed(control: Pair, canary: Pair) -> list[str]:
     base, pinned, latest = (pair[0].environment for pair in (control.base, control.new, canary.new))
-    found = [f"commit: {base.commit or 'unknown'} to {pinned.commit or 'unknown'}"]
-    names = sorted(pinned.versions.keys() | latest.versions.keys())
-    versions = [(name, pinned.versions.get(name, "none"), latest.versions.get(name, "none")) for name in names]
-    return [*found, *(f"{name}: {one} to {two}" for name, one, two in versions if one != two)]
+    return [f"commit: {base.commit or 'unknown'} to {pinned.commit or 'unknown'}", *other_versions(pinned, latest)]
+
+
+def other_versions(one: Environment, two: Environment) -> list[str]:
+    """Libraries that are of another version, and of which."""
+    names = sorted(one.versions.keys() | two.versions.keys())
+    versions = [(name, one.versions.get(name, "none"), two.versions.get(name, "none")) for name in names]
+    return [f"{name}: {first} to {second}" for name, first, second in versions if first != second]
