@@ -402,6 +402,8 @@ class Optimizer(Part):
     """Parameters that it holds although they are not trained."""
     toggled: tuple[str, ...] = ()
     """Parameters that are trained when the training begins and not when it ends, or the other way round."""
+    written: tuple[str, ...] = ()
+    """Parameters that somebody wrote into between two of its steps."""
     strangers: int = 0
     """Tensors that it holds and the model does not have."""
 

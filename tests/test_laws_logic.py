@@ -230,6 +230,13 @@ REJECTED = (
         "1 parameter trained in a part of the training only: bert.embeddings.weight",
         "requires_grad in the midst",
     ),
+    Judged(
+        "optimizer_covers_trainable",
+        "weights set back",
+        record(optimizer={"written": ("bert.embeddings.weight",)}),
+        "1 parameter written into between two steps: bert.embeddings.weight",
+        "a checkpoint is loaded",
+    ),
     Judged("update_is_the_declared_one", "a new optimizer", twin(3, state_of_step=0), "is that after 0 steps", "anew"),
     Judged(
         "gradient_is_the_declared_one",

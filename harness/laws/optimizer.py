@@ -18,7 +18,7 @@ def optimizer_covers_trainable(record: Record) -> Verdict:
     Checked at its first step and compared by identity, so it shows if the optimizer was made before the model was
     moved, resized or wrapped: then it holds copies. The class, betas, eps or momentum, and for every parameter the
     weight decay and the learning rate of its group are compared exactly with what the experiment declares for it.
-    Which parameters are trained does not change until the end.
+    Which parameters are trained does not change until the end, and nobody else writes into them between two steps.
     """
     optimizer = record.optimizer
     if optimizer is None:
@@ -41,6 +41,12 @@ def optimizer_covers_trainable(record: Record) -> Verdict:
             f"{count(len(optimizer.toggled), 'parameter')} trained in a part of the training only: "
             f"{', '.join(optimizer.toggled[:4])}",
             cause="something sets requires_grad in the midst of it, as a gradual unfreezing or an evaluation may do",
+        )
+    if optimizer.written:
+        return broken(
+            f"{count(len(optimizer.written), 'parameter')} written into between two steps: "
+            f"{', '.join(optimizer.written[:4])}",
+            cause="a checkpoint is loaded, or weights are drawn anew or averaged, in the midst of the training",
         )
     if (found := _undeclared(optimizer, record)) is not None:
         return broken(found, cause="the declared value is not handed on")

@@ -120,6 +120,8 @@ class Watch:
         self._stochastic = {name: module for name, module in model.named_modules() if is_stochastic(module)}
         self._off: tuple[int, tuple[str, ...]] | None = None
         self._dropout_changed: tuple[str, ...] = ()
+        self._versions: list[int] = []
+        self._written: dict[str, None] = {}
         self._random = b""
         self._first_random = ""
         self._stepping: Any = None
@@ -148,6 +150,7 @@ class Watch:
         self.altered = altered(self._loaded, self._model)
         self._dropout_changed = _changed_dropouts(self._loaded, self._model)
         self._trainable = [(name, one) for name, one in self._model.named_parameters() if one.requires_grad]
+        self._versions = self._counted()
         self._sample = self._sampled(one for _, one in self._trainable)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
@@ -214,7 +217,8 @@ class Watch:
         """What the optimizer held at its first step; none if it never stepped."""
         begun, now = dict(self._trainable), {name for name, one in self._model.named_parameters() if one.requires_grad}
         toggled = tuple(sorted(begun.keys() ^ now))
-        return None if self._optimizer is None else self._optimizer.model_copy(update={"toggled": toggled})
+        more = {"toggled": toggled, "written": tuple(self._written)}
+        return None if self._optimizer is None else self._optimizer.model_copy(update=more)
 
     def modes(self) -> Modes:
         """Whether dropout was on whenever the loop trained."""
@@ -286,6 +290,9 @@ class Watch:
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Keep references; gradients that the loop clears next live on until they have been looked at."""
+        if (now := self._counted()) != self._versions:
+            pairs = zip(self._trainable, self._versions, now, strict=True)
+            self._written |= {name: None for (name, _), before, count in pairs if count != before}
         self._rates = tuple(float(group["lr"]) for group in optimizer.param_groups)
         self._stepped_with = {name: one.grad for name, one in self._trainable if one.grad is not None}
         if self._optimizer is None:
@@ -339,6 +346,7 @@ class Watch:
                 self._survey.look(drawing.features)
         self._follow_head()
         self._arguments, self._rates, self._stepped_with = [], (), None
+        self._versions = self._counted()
         self._weights.clear()
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
         if self._progress is not None:
@@ -371,6 +379,10 @@ class Watch:
                 for each, (_, one) in pairs
             ]
         )
+
+    def _counted(self) -> list[int]:
+        """How often each trainable parameter was written into, as autograd counts it."""
+        return [one._version for _, one in self._trainable]
 
     def _movement(self) -> dict[str, Any]:
         """How large the gradients were, how far the step moved the weights, and how much of it moved nothing."""

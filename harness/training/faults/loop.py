@@ -199,6 +199,20 @@ def stops_a_step_early(work: Workload, patch: Patch) -> Workload:
     return altered(work, windows=windows)
 
 
+@fault("NVIDIA-NeMo/Speech#7228")
+def weights_set_back_in_the_midst(work: Workload, patch: Patch) -> Workload:
+    """After a few steps the weights from before the training are loaded again, as those of a best checkpoint."""
+    start = {name: one.detach().clone() for name, one in work.model.state_dict().items()}
+
+    def hook(module: Any, args: Any) -> None:
+        module.forwards = getattr(module, "forwards", 0) + module.training
+        if module.training and module.forwards == 5:
+            module.load_state_dict(start)
+
+    work.model.register_forward_pre_hook(hook)
+    return work
+
+
 FAULTS = (
     gradients_not_cleared,
     gradients_cleared_too_early,
@@ -215,5 +229,6 @@ FAULTS = (
     weights_averaged_after_each_step,
     graph_kept,
     loss_not_a_number_once,
+    weights_set_back_in_the_midst,
     stops_a_step_early,
 )
