@@ -17,6 +17,7 @@ from harness.account import (
     roofline,
     utilisation,
 )
+from harness.errors import count
 from harness.record import Record
 from harness.steadiness import first_steady
 
@@ -108,9 +109,9 @@ def throughput(record: Record) -> Throughput | NotMeasured:
     compiling = sum(second > 0 for second in steps.compile_seconds)
     if len(seconds) < MINIMUM:
         return NotMeasured(
-            f"{len(seconds)} timed steps after {warmup} of warm-up"
+            f"{count(len(seconds), 'timed step')} after {warmup} of warm-up"
             + (f", which begin anew with each of {compiling} steps that compile" if compiling else "")
-            + f": at least {MINIMUM} are needed; raise train.steps or lower benchmark.warmup_steps"
+            + f": at least {MINIMUM} are needed; {_remedy(record, warmup)}"
             + (", or let batches be of one shape (train.padding, train.drop_last)" if compiling else "")
         )
     wrong = next(mistakes(record, places), None)
@@ -141,6 +142,14 @@ def _shares(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     sums = {phase: math.fsum(step.get(phase, 0.0) for step in steps) for phase in PHASES}
     whole = math.fsum(sums.values())
     return {phase: seconds / whole for phase, seconds in sums.items()} if whole else {}
+
+
+def _remedy(record: Record, warmup: int) -> str:
+    """Which key would give more timed steps."""
+    declared = record.settings.get("benchmark.timed_steps")
+    if declared is not None and declared < MINIMUM:
+        return "raise benchmark.timed_steps"
+    return "raise train.steps" + (" or lower benchmark.warmup_steps" if warmup else "")
 
 
 def _rate(amounts: tuple[int, ...], seconds: tuple[float, ...]) -> Rate:

@@ -71,6 +71,26 @@ def test_steps_of_different_size() -> None:
 
 
 @pytest.mark.parametrize(
+    ("declared", "remedy"),
+    [
+        ({"warmup_steps": 0}, "1 timed step after 0 of warm-up: at least 3 are needed; raise train.steps"),
+        (
+            {"warmup_steps": 0, "timed_steps": 1},
+            "1 timed step after 0 of warm-up: at least 3 are needed; raise benchmark.",
+        ),
+    ],
+)
+def test_too_few_timed_steps_name_what_would_help(declared: dict[str, int], remedy: str) -> None:
+    """No warm-up can be lowered where there is none, and no further step is timed where so few are declared."""
+    record = finished(case(steps=1))
+    said = {f"benchmark.{name}": value for name, value in declared.items()}
+    found = throughput(record.model_copy(update={"settings": {**record.settings, **said}}))
+    assert isinstance(found, NotMeasured)
+    assert found.reason.startswith(remedy)
+    assert "warmup_steps" not in found.reason
+
+
+@pytest.mark.parametrize(
     ("record", "reason"),
     [
         (finished(case(steps=5)), "2 timed steps after 3 of warm-up: at least 3 are needed; raise train.steps"),
