@@ -153,7 +153,7 @@ def test_what_has_no_figure_is_named(harness: Harness) -> None:
     ]
     assert said[2] == "experiments/a.yaml::crashed: crashed: ValueError: no"
     assert said[3] == "experiments/a.yaml::nan: the last loss is not finite, and no number in JSON"
-    assert said[4].startswith("experiments/a.yaml::single: throughput is invalid: 1 timed steps")
+    assert said[4].startswith("experiments/a.yaml::single: throughput is invalid: 1 timed step after")
 
 
 @pytest.mark.parametrize(

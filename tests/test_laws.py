@@ -586,6 +586,18 @@ REJECTED = (
     ),
     Judged("backbone_changes", "NaN", backbone(change=NAN), "bert.layer.query.weight is not finite"),
     Judged(
+        "backbone_changes",
+        "the rate is too low for most",
+        record(
+            parameters=tuple(
+                one if one.head or "query" in one.name else one.model_copy(update={"start": 1e5, "change": 0.0})
+                for one in PARAMETERS
+            )
+        ),
+        "backbone parameters the update is lost by rounding: most weights",
+        "the declared learning rate is too low",
+    ),
+    Judged(
         "loops_agree",
         "other weights",
         pair(checkpoint={"digest": "7" * 64}),

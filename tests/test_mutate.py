@@ -320,10 +320,10 @@ def test_command_names_the_gap(file: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_command_wants_a_healthy_experiment(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is broken before anything is made wrong is said instead: status 2."""
-    file.write_text(EXPERIMENT.replace("1.0e-3", "1.0e-9"))
+    file.write_text(EXPERIMENT.replace("1.0e-3", "1.0e-12"))
     assert main(["mutate", str(file), "--only", "loss_negated"]) == 2
     error = capsys.readouterr().err
-    assert "or declare it in expect_broken:\nexperiment.yaml::cpu::backbone_changes: " in error
+    assert "or declare it in expect_broken:\nexperiment.yaml::cpu::head_changes: " in error
 
 
 def test_command_knows_its_faults(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,8 @@ def backbone_changes(record: Record) -> Verdict:
     Parameters that are declared frozen are left out, and so are those whose gradient is zero by construction (the key
     biases of attention, which cancel in the softmax, and unused position rows): those with a gradient below 1e-6 of the
     largest one in the first step. So are those to which the declared rate adds nothing, as 1e-8 to the weights of a
-    norm, which are 1: less than half a unit in the last place (2^-24 of a weight in fp32, 2^-9 in bf16) is lost.
+    norm, which are 1: less than half a unit in the last place (2^-24 of a weight in fp32, 2^-9 in bf16) is lost. If
+    most weights are lost, that rate is too low, and the law is broken.
     """
     if record.adapters is not None:
         return not_applicable("adapters are trained in its place: see adapters_change")
@@ -171,8 +172,6 @@ def backbone_changes(record: Record) -> Verdict:
     lost = [parameter for parameter in still if _rounds_away(record, parameter)]
     still = [parameter for parameter in still if parameter not in lost]
     moved = sum(parameter.change > 0 for parameter in trainable)
-    if moved == 0 and lost and not still:
-        return invalid(f"the declared rate is too low to move any of {len(lost)} backbone parameters")
     if moved == 0:
         cause = _why_still(record, next((p for p in trainable if p.gradient), trainable[0]))
         return broken(f"none of {len(trainable)} backbone parameters moved", cause=cause)
@@ -180,6 +179,11 @@ def backbone_changes(record: Record) -> Verdict:
         return broken(
             f"{len(still)} of {len(trainable)} backbone parameters did not move: {_names(p.name for p in still)}",
             cause=_why_still(record, still[0]),
+        )
+    if sum(map(_size, lost)) > sum(_size(parameter) for parameter in trainable if parameter.change > 0):
+        return broken(
+            f"of {len(lost)} of {len(trainable)} backbone parameters the update is lost by rounding: most weights",
+            cause="the declared learning rate is too low",
         )
     rounded = f"; of {len(lost)} the update is lost by rounding" if lost else ""
     return held(f"{moved} of {len(trainable)} backbone parameters moved{rounded}")
@@ -209,6 +213,10 @@ def expected_reach(record: Record, parameter: Parameter) -> float:
 def _has_gradient(parameter: Parameter, among: Iterable[Parameter]) -> bool:
     largest = max((other.gradient or 0 for other in among), default=0)
     return parameter.gradient is not None and parameter.gradient > GRADIENT_NOISE * largest
+
+
+def _size(parameter: Parameter) -> int:
+    return math.prod(parameter.shape)
 
 
 def _rounds_away(record: Record, parameter: Parameter) -> bool:
