@@ -68,10 +68,10 @@ def attention_implementations_agree(record: Record, *, tolerance: Tolerance = 1e
     Judged on the trained model on its own device, with dropout at 0, and a batch with more padding than it needs:
     logits of real tokens within 1e-4 of eager attention's in fp32, the gradient within 1e-3 (measured on right set-ups:
     below 1e-6). In bf16 and fp16 a kernel may be three times as far from fp32 as eager attention is there, plus 1.5e-2.
-    A kernel that ignores the padding mask shows here. Every number must also stay finite with padding on the other
-    side, where some queries have nothing that they may attend to, and in fp32 for a row that is nothing but padding,
-    where the softmax is over nothing. (In bf16 torch's own kernels for CUDA give NaN for such a row, measured with
-    torch 2.11; if the data have one, loss_finite sees it.)
+    A kernel that ignores the padding mask shows here. Every number must also stay finite, if it does in eager
+    attention, with padding on the other side, where some queries have nothing that they may attend to, and in fp32 for
+    a row that is nothing but padding, where the softmax is over nothing. (In bf16 torch's own kernels for CUDA give NaN
+    for such a row, measured with torch 2.11; if the data have one, loss_finite sees it.)
     """
     evidence = probed(record, "attention")
     if isinstance(evidence, Verdict):

@@ -50,8 +50,9 @@ def attention(loaded: Loaded, work: Workload) -> dict[str, Any]:
     """Logits and gradient in the implementation in use beside those of eager attention, with dropout at 0, of a batch
     with more padding than it needs, and where tokens have logits of their own, of the same with its columns turned.
 
-    Whether all numbers are finite is looked at for both, and in fp32 for a batch with a row that is nothing but
-    padding. There, and where heads read a text's first place, now padding, kernels need not agree.
+    Whether all numbers are finite, if they are in eager attention, is looked at for both, and in fp32 for a batch with
+    a row that is nothing but padding. There, and where heads read a text's first place, now padding, kernels need not
+    agree. A head that takes the mean of a text's tokens, as EuroBERT's does, divides by 0 in either of them.
     """
     used = kernels.chosen(work.model)
     if used in ("", "eager"):
@@ -70,7 +71,9 @@ def attention(loaded: Loaded, work: Workload) -> dict[str, Any]:
     return {
         "used": used,
         "batches": _compared(work, own, eager, ways),
-        "finite": {name: _way(work, own, each).finite for name, each in finite.items()},
+        "finite": {
+            name: _way(work, own, each).finite or not _way(work, eager, each).finite for name, each in finite.items()
+        },
     }
 
 
