@@ -421,7 +421,8 @@ def _report(options: argparse.Namespace) -> int:
     if not reading.records:
         raise _none(options.addresses, reading.problems, "no records to report")
     if options.laws:
-        print(*reading.problems, sep="\n", end="\n" * bool(reading.problems), file=sys.stderr)
+        for problem in reading.problems:
+            print(problem, file=sys.stderr)
         page = laws_markdown(reading.records)
     else:
         summary = summarise(reading.records, reading.problems)

@@ -168,11 +168,11 @@ def backbone_changes(record: Record) -> Verdict:
     bad = [parameter for parameter in backbone if not math.isfinite(parameter.change)]
     if bad:
         return broken(f"{bad[0].name} is not finite at the end of the training")
-    still = [parameter for parameter in trainable if parameter.change == 0 and _has_gradient(parameter, trainable)]
-    lost = [parameter for parameter in still if _rounds_away(record, parameter)]
-    still = [parameter for parameter in still if parameter not in lost]
-    moved = sum(parameter.change > 0 for parameter in trainable)
-    if moved == 0:
+    unmoved = [parameter for parameter in trainable if parameter.change == 0 and _has_gradient(parameter, trainable)]
+    lost = [parameter for parameter in unmoved if _rounds_away(record, parameter)]
+    still = [parameter for parameter in unmoved if not _rounds_away(record, parameter)]
+    moved = [parameter for parameter in trainable if parameter.change > 0]
+    if not moved:
         cause = _why_still(record, next((p for p in trainable if p.gradient), trainable[0]))
         return broken(f"none of {len(trainable)} backbone parameters moved", cause=cause)
     if still:
@@ -180,13 +180,13 @@ def backbone_changes(record: Record) -> Verdict:
             f"{len(still)} of {len(trainable)} backbone parameters did not move: {_names(p.name for p in still)}",
             cause=_why_still(record, still[0]),
         )
-    if sum(map(_size, lost)) > sum(_size(parameter) for parameter in trainable if parameter.change > 0):
+    if sum(map(_size, lost)) > sum(map(_size, moved)):
         return broken(
             f"of {len(lost)} of {len(trainable)} backbone parameters the update is lost by rounding: most weights",
             cause="the declared learning rate is too low",
         )
     rounded = f"; of {len(lost)} the update is lost by rounding" if lost else ""
-    return held(f"{moved} of {len(trainable)} backbone parameters moved{rounded}")
+    return held(f"{len(moved)} of {len(trainable)} backbone parameters moved{rounded}")
 
 
 def _cannot_move(record: Record) -> Verdict | None:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,8 +42,11 @@ def warm_up() -> None:
         forkserver.ensure_running()
 
 
+@cache
 def wait() -> None:
-    """Until the server has imported all: beside steps that are timed, it would take a processor from them."""
+    """Until the server has imported all: beside steps that are timed, it would take a processor from them. It does so
+    once, and what shows it, a process that is forked, takes time: later cases have no need to ask again.
+    """
     warm_up()
     if _forks():
         with suppress(OSError, EOFError):  # it does not start: who calls a function hears of it
