@@ -284,7 +284,9 @@ REJECTED = (
     Judged("loss_decreases", "only the last is low", trained([0.7] * 47 + [0.6]), "last 12 0.6917"),
     Judged("loss_decreases", "warmed up", trained([0.7] * 8, settings={"train.warmup_steps": 7}), "at most 0.6300"),
     Judged("loss_decreases", "rises", trained([0.5, 0.6, 0.7, 0.8] * 3 + [0.9] * 4), "at most 0.5850", "it rises"),
-    Judged("loss_decreases", "rises, scattering", trained([0.7, 9.0, 2.0] * 2 + [1.0, 30.0, 4.0] * 2), "", "it rises"),
+    Judged(
+        "loss_decreases", "explodes", trained([0.7] * 7 + [3.0, 90.0, 4.0, 6.0, 700.0, 8.0, 2000.0]), "", "it rises"
+    ),
     Judged("loss_decreases", "a negative loss that rises", trained([-1.0] * 8 + [-0.9] * 4), "at most -1.1000"),
     Judged("loss_decreases", "exactly 0 from the start", trained([0.0] * 8), "", "exactly 0 at every step"),
     Judged("loss_decreases", "0 at first only", trained([0.0] * 3 + [0.5] * 9), "at most 0.0000", "it rises"),
@@ -779,7 +781,15 @@ NOT_APPLICABLE = (
 
 INVALID = (
     Judged("loss_finite", "no loss", record(steps=Steps()), "no loss was seen"),
-    Judged("loss_decreases", "too few steps", trained([0.7, 0.2, 0.1]), "3 steps are too few"),
+    Judged("loss_decreases", "too few steps", trained([0.7, 0.2, 0.1]), "3 steps cannot fill two windows of 2"),
+    Judged("loss_decreases", "one step", trained([0.7]), "1 step cannot fill two windows"),
+    Judged("no_graph_kept", "one step", record(steps={"graphs": (0,)}), "1 step cannot show graphs"),
+    Judged(
+        "loss_decreases",
+        "rises within its scatter",
+        trained([0.7, 9.0, 2.0] * 2 + [1.0, 30.0, 4.0] * 2),
+        ("the first 3 steps 3.9000, of the last 3 11.6667", "leaves", "windows of", "steps would tell"),
+    ),
     Judged(
         "loss_decreases", "too few to say that it stays", trained([0.69, 0.7, 0.68, 0.7]), "4 steps are too few to say"
     ),
@@ -799,7 +809,7 @@ INVALID = (
         "loss_decreases",
         "windows overlap",
         record(invariants={"loss_decreases": {"window": 5}}),
-        "8 steps are too few for two windows of 5",
+        "8 steps cannot fill two windows of 5",
     ),
     Judged("padding_mask_correct", "no batch", record(batches=()), "no batch was kept"),
     Judged("padding_mask_correct", "no tokenizer", record(tokenizer=None), "no batch was kept"),

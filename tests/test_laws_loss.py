@@ -201,3 +201,17 @@ def test_a_model_that_reads_nothing_sees_no_future() -> None:
     evidence = record(probes={"dependence": {**PROBES["dependence"], **dead, "future": [0.0] * 4}})
     assert verdict("every_token_counts", evidence).outcome == "broken"
     assert verdict("future_unseen", evidence).outcome == verdict("examples_stay_apart", evidence).outcome == "invalid"
+
+
+@pytest.mark.parametrize(("ends", "scatter", "broken"), [(0.8, 0.5, False), (1.0, 0.03, True), (1.5, 0.2, True)])
+def test_a_noisy_loss_is_broken_only_where_it_is_sure(ends: float, scatter: float, broken: bool) -> None:
+    """Of 200 trainings of 40 steps whose loss goes from 1 to where it ends, with normal noise: one that falls by less
+    than its scatter is next to never broken, even where chance makes it rise; one that stays or rises nearly always is.
+    """
+    chance = random.Random(0)
+    found = 0
+    for _ in range(200):
+        curve = tuple(max(0.001, 1 + (ends - 1) * step / 39 + chance.gauss(0, scatter)) for step in range(40))
+        (verdict,) = judge(record(steps=steps(*curve)), [law for law in LAWS if law.name == "loss_decreases"])
+        found += verdict.outcome == "broken"
+    assert found >= 190 if broken else found <= 4

@@ -52,7 +52,7 @@ def no_graph_kept(record: Record) -> Verdict:
     """
     alive = record.steps.graphs
     if len(alive) < 3:
-        return invalid(f"{len(alive)} steps are too few to see graphs pile up")
+        return invalid(f"{count(len(alive), 'step')} cannot show graphs that pile up")
     if alive[-1] > 1 and alive[-1] > alive[len(alive) // 2]:
         return broken(
             f"{alive[-1]} graphs of earlier steps are alive after step {len(alive)}",
