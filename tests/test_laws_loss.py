@@ -212,6 +212,5 @@ def test_a_noisy_loss_is_broken_only_where_it_is_sure(ends: float, scatter: floa
     found = 0
     for _ in range(200):
         curve = tuple(max(0.001, 1 + (ends - 1) * step / 39 + chance.gauss(0, scatter)) for step in range(40))
-        (verdict,) = judge(record(steps=steps(*curve)), [law for law in LAWS if law.name == "loss_decreases"])
-        found += verdict.outcome == "broken"
+        found += verdict("loss_decreases", record(steps=steps(*curve))).outcome == "broken"
     assert found >= 190 if broken else found <= 4
