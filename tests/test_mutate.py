@@ -100,6 +100,18 @@ def test_rounding_makes_no_difference() -> None:
     assert not alike(record(steps={"unmoved": (1e-3,) * 8}), all_moved)
 
 
+def test_what_training_made_of_rounding_makes_no_difference() -> None:
+    """The loss of an example that is learned, and which parameter is furthest off where none is; not a loss before."""
+
+    def evaluated(after: float = 2e-3, before: float = 0.7, worst: str = "head") -> Record:
+        states = {name: {"loss": [loss]} for name, loss in (("after", after), ("before", before))}
+        return HEALTHY.model_copy(update={"probes": {"evaluation": states, "steps": {"gradient_worst": worst}}})
+
+    assert alike(evaluated(), evaluated(after=2e-3 * (1 + 2e-4), worst="backbone"))
+    assert not alike(evaluated(), evaluated(after=2e-3 * 1.01))
+    assert not alike(evaluated(), evaluated(before=0.7 * (1 + 2e-4)))
+
+
 def test_a_generator_from_which_nothing_is_drawn_makes_no_difference() -> None:
     """Where it stands is nothing that a training leaves."""
     assert alike(record(steps={"random": ("elsewhere",) * 8}), HEALTHY)
