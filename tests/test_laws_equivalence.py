@@ -104,6 +104,18 @@ REJECTED = (
     ),
     Judged(
         "attention_implementations_agree",
+        "further off than rounding explains",
+        batches("attention", {**apart(logits=0.2), "plain": apart(logits=1e-5)["own"], "loss": 3.0}),
+        "logits off by 0.2",
+    ),
+    Judged(
+        "attention_implementations_agree",
+        "NaN where the loss has vanished",
+        batches("attention", {**apart(gradient="NaN"), "plain": apart()["own"], "loss": 2e-6}),
+        "gradient off by nan",
+    ),
+    Judged(
+        "attention_implementations_agree",
         "further off than bf16 explains",
         batches("attention", {**apart(logits=0.1), "plain": BF16}, precision="bf16"),
         "logits off by 0.1, allowed 0.0301 (the plain way is off by 0.005 in this precision)",
@@ -180,8 +192,20 @@ def test_padded_batches_say_nothing_of_packing() -> None:
     Judged("compiled_equals_eager", "no evidence", HEALTHY.model_copy(update={"compilation": None}), "is missing"),
     Judged("compiled_equals_eager", "nothing compared", probe("compilation", graphs=0), "nothing was compiled"),
     Judged("packing_changes_nothing", "no number", PACKED_OF_OLD, "how many batches were packed is missing"),
+    Judged(
+        "attention_implementations_agree",
+        "rounding alone moves eager attention as far",
+        batches("attention", {**apart(logits=0.2), "plain": apart(logits=1e-2)["own"], "loss": 3.0}),
+        "logits off by 0.2, allowed 0.0001: the last bits of the weights move the plain way by 0.01",
+    ),
+    Judged(
+        "attention_implementations_agree",
+        "a loss that has vanished",
+        batches("attention", {**apart(gradient=0.4), "plain": apart()["own"], "loss": 2e-6}),
+        "gradient off by 0.4, allowed 0.001: the loss is 2e-06, and has no gradient to speak of",
+    ),
 )
-def test_missing_evidence_is_no_verdict(judged: Judged) -> None:
+def test_evidence_that_cannot_tell_is_no_verdict(judged: Judged) -> None:
     """Neither held nor broken."""
     check(judged, "invalid")
 
