@@ -48,6 +48,18 @@ def sorted_by_length() -> Record:
     return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches}, data={"rows": 24})
 
 
+def made_once(size: int = 4, *, mixed: bool = False) -> Record:
+    """Two epochs of 24 examples in batches that keep together, in any order; in a mixed one two examples swap."""
+    batches = [tuple(range(first, min(first + size, 24))) for first in range(0, 24, size)]
+    orders = [batches, [*batches[1:-1][::-1], batches[0], batches[-1]]]
+    if mixed:
+        one, other, *rest = orders[1]
+        orders[1] = [(*one[:-1], other[-1]), (*other[:-1], one[-1]), *rest]
+    settings = {"train.shuffle": True, "train.batch_size": size}
+    drawn = tuple(batch for order in orders for batch in order)
+    return record(trained([0.7] * len(drawn), settings=settings), steps={"examples": drawn}, data={"rows": 24})
+
+
 def streamed(*batches: tuple[int, ...], rows: int | None = None) -> Record:
     """A training that drew these examples of a stream, whose end it reached where the number of rows is known."""
     base = trained([0.7] * len(batches), settings={"data.streaming": True, "train.shuffle": True})
@@ -149,6 +161,13 @@ ACCEPTED = (
         "2 whole epochs of 3 examples, the 1 that fill no batch left out",
     ),
     Judged("every_example_once", "grouped", grouped(), "2 whole epochs of 24"),
+    Judged("every_example_once", "batches alike but for two examples", made_once(mixed=True), "2 whole epochs of 24"),
+    Judged(
+        "every_example_once",
+        "the same batches by chance",  # 4 examples fall into two batches in 3 ways
+        drawn((2, 0), (1, 3), (1, 3), (0, 2), shuffle=True),
+        "2 whole epochs of 4",
+    ),
     Judged("labels_in_range", "all classes", HEALTHY, "4 rows, 2 of 2 classes"),
     Judged("labels_in_range", "one class", found(labels={"1": 4}, classes_declared=False), "1 of 2 classes"),
     Judged("labels_in_range", "a class without a row", found(classes=3, labels={"1": 2, "2": 2}), "2 of 3 classes"),
@@ -388,6 +407,8 @@ REJECTED = (
         ("1 of 4 rows are cut to 512 tokens (allowed 10.0%)", "row 2 ('on and on'): 9 of 521 tokens cut off"),
         "train.max_length is too small",
     ),
+    Judged("every_example_once", "batches made once", made_once(), "batches of all 2 epochs", "put together once"),
+    Judged("every_example_once", "and one that is smaller", made_once(5), "batches of all 2 epochs"),
     Judged("every_example_once", "sorted by length", sorted_by_length(), "2 epochs are too much alike", "sorted"),
     Judged("every_example_once", "shuffled against the declaration", drawn((2, 0), (1, 3)), "train.shuffle is false"),
     Judged(

@@ -17,6 +17,8 @@ IGNORED = -100
 
 ALIKE = 4.5
 """Standard deviations above chance at which orders are no longer random: 3 of a million right trainings reach it."""
+BY_CHANCE = 3e-6
+"""The same for what has a chance of its own."""
 
 
 @law()
@@ -83,7 +85,8 @@ def every_example_once(record: Record) -> Verdict:
 
     Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example, and
     only the last batch of an epoch may be smaller than the others. If shuffling is declared, the orders of successive
-    epochs must be as different as chance makes them: sorting by length shows.
+    epochs must be as different as chance makes them: sorting by length shows, and batches that are made once and then
+    only shuffled among themselves, so that an example always has the same companions.
 
     The law follows the settings: with ``train.drop_last`` an epoch lacks the examples that fill no batch; if batches
     are grouped by length, it is their order that must be random; in a stream, which is shuffled within a buffer, no
@@ -148,13 +151,33 @@ def _judge_order(record: Record, whole: list[tuple[int, ...]]) -> Verdict | None
     if record.settings.get("data.streaming"):
         return None  # shuffled within a buffer: neighbours stay near to each other
     # Where batches are grouped, it is they that come in a random order, and the examples with them.
-    free = size // record.settings["train.batch_size"] if grouped else size
+    batch = record.settings["train.batch_size"]
+    free = size // batch if grouped else size
     if (alikeness := _alikeness(whole, free)) > ALIKE:
         return broken(
             f"the orders of {len(whole)} epochs are too much alike: {alikeness:.1f} standard deviations from chance",
             cause="the data is sorted, by length for instance, or shuffled only a little",
         )
+    if not grouped and _same_batches(whole, batch):
+        return broken(
+            f"the batches of all {len(whole)} epochs have the same examples",
+            cause="rows were shuffled and put together once, and only the batches are shuffled since",
+        )
     return None
+
+
+def _same_batches(epochs: list[tuple[int, ...]], batch: int) -> bool:
+    """Whether every epoch puts the same examples together, which as many random orders would not."""
+    size = len(epochs[0])
+    made = {frozenset(frozenset(epoch[at : at + batch]) for at in range(0, size, batch)) for epoch in epochs}
+    full, rest = divmod(size, batch)
+    # The logarithm of the number of ways to part a set into `full` sets of one size, in any order, and one of the rest.
+    ways = _log_factorial(size) - full * _log_factorial(batch) - _log_factorial(full) - _log_factorial(rest)
+    return len(made) == 1 and (len(epochs) - 1) * ways > -math.log(BY_CHANCE)
+
+
+def _log_factorial(number: int) -> float:
+    return math.lgamma(number + 1)
 
 
 def _alikeness(epochs: list[tuple[int, ...]], free: int) -> float:

@@ -40,6 +40,20 @@ def not_shuffled(work: Workload, patch: Patch) -> Workload:
     return work
 
 
+@fault("lhotse-speech/lhotse#562, facebookresearch/fairseq#1258")
+def batches_made_once(work: Workload, patch: Patch) -> Workload:
+    """Rows are put together once, and every epoch shuffles the batches only."""
+    size = work.train.batch_size
+
+    def change(order: EpochOrder, indices: list[int]) -> list[int]:
+        batches = sorted(range(len(indices) // size), key=lambda batch: indices[batch])
+        full = [index for batch in batches for index in range(batch * size, (batch + 1) * size)]
+        return full + list(range(len(full), len(indices)))
+
+    _drawing(patch, change)
+    return work
+
+
 @fault("transformers#11258")
 def sorted_by_length(work: Workload, patch: Patch) -> Workload:
     """Every epoch goes from the shortest text to the longest."""
@@ -137,6 +151,7 @@ def each_batch_twice(work: Workload, patch: Patch) -> Workload:
 
 FAULTS = (
     same_order_in_every_epoch,
+    batches_made_once,
     not_shuffled,
     sorted_by_length,
     drawn_with_replacement,
