@@ -2,6 +2,7 @@
 
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from transformers import (
     BartForSequenceClassification,
     FunnelConfig,
     FunnelForMaskedLM,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
 )
 
 from harness.laws import LAWS, judge
@@ -85,6 +88,36 @@ def test_bart_as_a_decoder_takes_labels_at_their_own_place() -> None:
     assert "known defect" not in cause(
         "loss_is_the_declared_one", record(checkpoint={"architecture": "GPT2LMHeadModel"}, **said)
     )
+
+
+def prophetnet(**settings: Any) -> ProphetNetForConditionalGeneration:
+    """A small one, with weights large enough for relative positions to matter."""
+    small = {"hidden_size": 8, "vocab_size": 20, "max_position_embeddings": 16, "num_decoder_layers": 2}
+    small |= {"num_encoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "use_cache": False}
+    torch.manual_seed(2)
+    model = ProphetNetForConditionalGeneration(ProphetNetConfig(**small, **settings)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    return model
+
+
+@torch.no_grad()
+def test_prophetnet_learns_from_two_streams_and_mixes_up_heads_and_places() -> None:
+    """The defects are there, and are named; the remedy of the loss helps, and with one head nothing is mixed up."""
+    ids, longer = torch.tensor([[3, 5, 7, 4]]), torch.tensor([[3, 5, 7, 4, 9, 9]])
+    one_head = {"num_encoder_attention_heads": 1, "num_decoder_attention_heads": 1}
+    for disabled in (True, False):
+        found = prophetnet(disable_ngram_loss=disabled, **one_head)(input_ids=ids, labels=ids)
+        of_the_first = torch.nn.functional.cross_entropy(found.logits[0], ids[0])
+        assert torch.allclose(found.loss, of_the_first) is disabled
+    for heads, mixed in ((1, False), (2, True)):
+        said = {"num_encoder_attention_heads": heads, "num_decoder_attention_heads": heads}
+        model = prophetnet(**said)
+        short, long = (model(input_ids=ids, decoder_input_ids=each).logits for each in (ids, longer))
+        assert (float((short - long[:, :4]).abs().max()) > 1e-4) is mixed
+    moved = {"padding": {**PROBES["padding"], "batch": [0.03] * 4}}
+    evidence = record(checkpoint={"architecture": "ProphetNetForConditionalGeneration"}, probes=moved)
+    assert "reads heads before places" in cause("padding_changes_nothing", evidence)
 
 
 def test_loading_forgets_the_padding_tokens_row(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ SAID: dict[str, dict[str, Any]] = {
         "checkpoint": {"architecture": "t5", "size": "tiny"},
         "data": {"rows": TARGETS},
     },
+    "seq2seq-lm, shifted by the model": {
+        "task": "seq2seq-lm",
+        "checkpoint": {"architecture": "m2m_100", "size": "tiny"},
+        "data": {"rows": TARGETS},
+    },
     "multi-label": {
         "data": {
             "rows": [

@@ -114,6 +114,26 @@ DEFECTS: tuple[Defect, ...] = (
         ),
     ),
     Defect(
+        laws=("loss_is_the_declared_one", "gradient_is_the_declared_one"),
+        library="transformers, 4.x to 5.23",
+        seen="2026-11",
+        what="ProphetNet's loss is the mean over all its streams, which predict each label from one token before it, "
+        "from two, and so on; its logits are those of the first",
+        remedy="disable_ngram_loss: true in config.json, for the loss of the first stream alone",
+        thread="https://github.com/huggingface/transformers/issues/8553",
+        applies=lambda record: _architecture(record).startswith("ProphetNet"),
+    ),
+    Defect(
+        laws=("padding_changes_nothing", "examples_stay_apart", "future_unseen"),
+        library="transformers, 4.x to 5.23",
+        seen="2026-11",
+        what="ProphetNet's get_predict_relative_pos_embeddings lays places out before heads and reads heads before "
+        "places: with two heads or more, a place is biased by others, padding and those behind it among them",
+        remedy="batches of texts and targets of one length",
+        thread="https://github.com/huggingface/transformers/issues/24289",
+        applies=lambda record: _architecture(record).startswith("ProphetNet"),
+    ),
+    Defect(
         laws=("labels_masked_right",),
         library="transformers, 4.29 to 5.23",
         seen="2026-11",

@@ -10,6 +10,7 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from harness import experiment
 from harness.training.tasks.task import (
+    IGNORED,
     Answer,
     Collator,
     Features,
@@ -21,6 +22,19 @@ from harness.training.tasks.task import (
     predicted,
     supervised,
 )
+
+
+class _Shifting(DataCollatorForSeq2Seq):
+    """Shifts labels for models that do it themselves, too, such as NLLB's: without labels they can be asked nothing."""
+
+    def __call__(self, features: Any, return_tensors: str | None = None) -> Any:
+        batch = super().__call__(features, return_tensors)
+        config = self.model.config
+        if "decoder_input_ids" not in batch and config.decoder_start_token_id is not None:
+            start = torch.full_like(batch["labels"][:, :1], config.decoder_start_token_id)
+            shifted = torch.cat([start, batch["labels"][:, :-1]], dim=1)
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
+        return batch
 
 
 class Seq2SeqLM(Task):
@@ -51,7 +65,7 @@ class Seq2SeqLM(Task):
 
     def collator(self, tokenizer: Any, model: Any) -> Collator:
         """Pads labels with -100, and shifts them for the decoder as the model wants it."""
-        return DataCollatorForSeq2Seq(tokenizer, model=model)
+        return _Shifting(tokenizer, model=model)
 
     def loss(self, logits: Sequence[torch.Tensor], labels: Tensors) -> torch.Tensor:
         """Cross-entropy of each label and the logits at its own place: the decoder's ids are shifted already."""
