@@ -310,7 +310,7 @@ def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """0 if nothing has regressed, 1 if something has, 2 if the runs cannot be compared."""
+    """0 if nothing has regressed, 1 if something has, 2 if the runs, or those of a case, cannot be compared."""
     from harness import store
     from harness.compare import NotComparable, check_axes
     from harness.report import comparison_json, page
@@ -327,7 +327,7 @@ def _compare(options: argparse.Namespace) -> int:
         return 2
     found = replace(found, notes=(*problems, *found.notes))
     put(page(found, options.format), options.output)
-    return 1 if found.fails else 0
+    return found.status
 
 
 def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) -> Comparison | Table:

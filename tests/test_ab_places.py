@@ -28,7 +28,7 @@ from harness.report import comparison_text
 
 
 class Scripted:
-    """A live side that answers at once; the case b dies in it, and c is of another seed in each."""
+    """A live side that answers at once; the case b dies in it, c is of another seed in each, and e crashes in base."""
 
     def __init__(self, side: Side, arguments: object) -> None:
         self.side = side
@@ -55,7 +55,8 @@ class Scripted:
             if case == "b":
                 raise SideFailed(f"{self.side.name}: its process ended with status -9")
             seed = len(self.side.name) if case == "c" else 1
-            trained_there = trained(experiment=f"{case}.yaml", settings={"train.seed": seed})
+            crashed = {"outcome": "crashed", "reason": "no"} if case == "e" and self.side.name == "base" else {}
+            trained_there = trained(experiment=f"{case}.yaml", settings={"train.seed": seed}, **crashed)
             return {"record": trained_there.to_json(), "modules": []}
         number = request.get("steps", 1)
         columns = ("seconds", "processor_seconds", "compile_seconds")
@@ -70,15 +71,18 @@ def scripted(monkeypatch: pytest.MonkeyPatch, cases: str, **options: Any) -> Any
 
 
 def test_a_case_that_cannot_be_compared_does_not_take_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose process dies and one that is not alike are named; what was found of others is not lost."""
-    found = scripted(monkeypatch, "abcd")
-    assert [pair.case for pair in found.pairs] == ["a.yaml::cpu-custom", "d.yaml::cpu-custom"]
-    assert [pair.verdict for pair in found.pairs] == ["equivalent"] * 2
+    """One whose process dies, one that is not alike and one without a base are named; the others are not lost."""
+    found = scripted(monkeypatch, "abcde")
+    assert [(pair.case[0], pair.verdict) for pair in found.pairs] == [
+        ("a", "equivalent"),
+        ("d", "equivalent"),
+        ("e", "not compared"),
+    ]
     assert [why.partition("\n")[0] for why in found.refused] == [
         "not compared: b.yaml::cpu-custom: base: its process ended with status -9",
         "not compared: c.yaml::cpu-custom: NOT COMPARABLE",
     ]
-    assert "4 cases: 2 equivalent, 2 not compared" in comparison_text(found)
+    assert "5 cases: 2 equivalent, 3 not compared" in comparison_text(found)
 
 
 def test_where_no_case_can_be_compared_the_first_reason_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

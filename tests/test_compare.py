@@ -15,6 +15,7 @@ from records import HEALTHY, case, clocked, record
 from harness.__main__ import main
 from harness.compare import Comparison, NotComparable, Table, compare, side_by_side
 from harness.compare.loss import losses
+from harness.compare.measure import duration
 from harness.record import Compilation, Counters, Efficiency, Environment, Flops, Memory, Record
 from harness.report import comparison_json, comparison_markdown, comparison_text
 
@@ -333,6 +334,23 @@ def test_the_first_nan_is_named() -> None:
     assert (back.outcome, back.message) == ("undecided", "the base's loss is nan at step 1")
 
 
+def test_runs_without_a_timed_step_in_common_are_undecided() -> None:
+    """One that is timed early, and one that is timed late."""
+    early, late = (
+        trained(settings={"benchmark.warmup_steps": warmup, "benchmark.timed_steps": 10}) for warmup in (0, 20)
+    )
+    found = duration([early], [late], "step time")
+    assert (found and found.outcome, found and found.reason) == ("undecided", "no step is timed in every run")
+
+
+def test_a_step_is_named_by_its_place_among_all() -> None:
+    """Steps whose loss is over nothing are not compared, and count."""
+    terms, drawable = ((0,), (0,), *((1,),) * (STEPS - 2)), ((3,),) * STEPS
+    base = trained(steps={"loss": (math.nan, math.nan, *FALLING[2:]), "terms": terms, "drawable": drawable})
+    new = record(base, steps={"loss": (*base.steps.loss[:3], 9.0, *base.steps.loss[4:])})
+    assert losses(base, new).message.startswith(f"differs first at step 4: {FALLING[3]:.6g} and 9;")
+
+
 def test_few_steps_do_not_tell_where_a_loss_goes() -> None:
     """A few losses that differ are undecided, and never a win."""
     one, two = (
@@ -362,12 +380,15 @@ def test_faster_is_a_win_only_where_the_loss_holds(
 
 
 def test_a_run_that_crashes_now_is_broken() -> None:
-    """Where the base finished; the other way round there is nothing to hold, and who was stopped is left out."""
+    """Where the base finished; the other way round there is nothing to compare, and who was stopped is left out."""
     crashed = trained(outcome="crashed", reason="ValueError: no")
     pair = only(compare([trained()], [crashed]))
     assert (pair.verdict, pair.fails) == ("broken loss", True)
     assert pair.losses.message == "the new run did not finish: crashed: ValueError: no"
-    assert only(compare([crashed], [trained()])).verdict == "undecided"
+    for new in (trained(), crashed):
+        found = compare([crashed], [new])
+        assert (only(found).verdict, found.status) == ("not compared", 2)
+        assert only(found).losses.message == "the base run did not finish: crashed: ValueError: no"
     skipped = trained("cuda-custom", outcome="skipped", reason="no CUDA device")
     comparison = compare([trained(), skipped], [trained(), skipped])
     assert set(comparison.notes) == {"left out: experiments/a.yaml::cuda-custom: skipped: no CUDA device"}
@@ -405,6 +426,17 @@ def test_devices_stand_side_by_side() -> None:
     assert h200.losses is not None
     assert h200.losses.outcome == "same"
     assert (row.agrees, table.fails) == ("worse", True)
+
+
+def test_a_row_is_held_against_the_first_that_finished() -> None:
+    """Where it crashed on the first device, the others are still alike, and compared."""
+    h100, h200, cpu = devices()
+    crashed = record(h100, outcome="crashed", reason="CUDA out of memory")
+    (row,) = side_by_side([crashed, h200, record(cpu, steps={"loss": FALLING})], ["device"]).rows
+    assert [cell and cell.losses and cell.losses.outcome for cell in row.cells] == ["broken", None, "same"]
+    newer = record(cpu, environment={"versions": {**HERE.versions, "transformers": "6.0.0"}})
+    with pytest.raises(NotComparable, match=r"transformers: 5\.23\.0 and 6\.0\.0"):
+        side_by_side([crashed, h200, newer], ["device"])
 
 
 def test_the_rest_of_a_row_must_be_equal() -> None:
@@ -512,6 +544,11 @@ def test_refusals_have_status_2(harness: Harness) -> None:
     assert harness(base, new, "--across", "threads")[0] == 0
     status, _, error = harness(base, new, "--across", "thread")
     assert (status, error.count("did you mean 'threads'?")) == (2, 1)
+    crashed, other = trained(outcome="crashed", reason="ValueError: no"), trained("cpu-trainer")
+    partly = harness(write("partly.jsonl", crashed, other), write("both.jsonl", trained(), other))
+    assert (partly[0], partly[2]) == (2, "")
+    assert "2 cases: 1 not compared, 1 equivalent" in partly[1]
+    assert "the base run did not finish: crashed: ValueError: no" in partly[1]
     assert harness(base)[0] == 2
     assert harness(base, base, base)[2].startswith("found 3 of BASE and NEW, expected both")
 

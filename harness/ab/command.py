@@ -122,7 +122,7 @@ def _ab(options: argparse.Namespace) -> int:
                 put(comparison_json(error), options.output)
             raise
     put(page(found, options.format), options.output)
-    return 1 if found.fails else 2 if found.refused else 0
+    return found.status
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,10 @@ LEFT_OUT = ("skipped", "interrupted")
 """Outcomes that say nothing of the case: the machine lacks something, or somebody stopped it."""
 
 
+NOT_COMPARED = "not compared"
+"""The verdict of a case of which there is none."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One case on both sides."""
@@ -46,7 +50,11 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Of speed and loss together: a faster run counts only if its loss goes where the base's does."""
+        """Of speed and loss together: a faster run counts only if its loss goes where the base's does; nothing can be
+        said of a run whose base did not finish.
+        """
+        if not self.base[0].finished:
+            return NOT_COMPARED
         if self.losses.outcome in ("worse", "broken"):
             return f"{self.losses.outcome} loss"
         if self.broken:
@@ -78,6 +86,16 @@ class Comparison:
     def fails(self) -> bool:
         """At least one case has regressed."""
         return any(pair.fails for pair in self.pairs)
+
+    @property
+    def incomplete(self) -> bool:
+        """There is no verdict of at least one case."""
+        return bool(self.refused) or any(pair.verdict == NOT_COMPARED for pair in self.pairs)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 if a case has regressed, 2 if one was not compared."""
+        return 1 if self.fails else 2 if self.incomplete else 0
 
 
 def compare(

@@ -59,16 +59,17 @@ def losses(base: Record, new: Record) -> Losses:
         return void
     empty = base.steps.empty | new.steps.empty
     both = enumerate(zip(base.steps.loss, new.steps.loss, strict=False))
-    pairs = [pair for step, pair in both if step not in empty]
+    pairs = {step: pair for step, pair in both if step not in empty}
     if not pairs:
         return Losses("undecided", "no losses")
     allowed = ROUNDING.get(str(base.settings.get("precision")), ROUNDING["bf16"])
-    first = next((step for step, (one, two) in enumerate(pairs) if abs(two - one) > allowed * max(1, abs(one))), None)
+    apart = (step for step, (one, two) in pairs.items() if abs(two - one) > allowed * max(1, abs(one)))
+    first = next(apart, None)
     if first is None:
         return Losses("same", f"{len(pairs)} steps equal up to {allowed:g}")
     one, two = pairs[first]
     begins = f"differs first at step {first + 1}: {one:.6g} and {two:.6g}"
-    outcome, level = _level(pairs, allowed)
+    outcome, level = _level(list(pairs.values()), allowed)
     return Losses(outcome, f"{begins}; {level}")
 
 

@@ -209,6 +209,8 @@ def timed(record: Record, column: str, *, by: Unit = "tokens", among: Sequence[R
     elsewhere = column == "processor_seconds" and record.settings.get("device") != "cpu"
     if elsewhere or len(clock) < len(record.steps.seconds):
         return None
+    if not places:
+        return "no step is timed in every run"
     seconds = tuple(clock[place] for place in places)
     if not all(second > 0 for second in seconds):
         return "a step took no time: the clock is too coarse, or wrong"

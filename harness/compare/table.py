@@ -57,6 +57,11 @@ class Table:
         """The losses of a case do not agree; that one device is slower than another is no regression."""
         return any(row.agrees in ("worse", "broken") for row in self.rows)
 
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return 1 if self.fails else 0
+
 
 def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: float = MARGIN) -> Table:
     """A table of records that differ along the axes, and in nothing else within a row.
@@ -74,8 +79,7 @@ def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: fl
         why = "; ".join(notes) or "there are no records"
         raise NotComparable([], f"no case is at two values of {', '.join(across)}: {why}")
     for one in groups.values():
-        first, *others = one.values()
-        refuse([(first[0], runs[0]) for runs in others], across)
+        refuse([(_first(one)[0], runs[0]) for runs in one.values()], across)
         refuse([(runs[0], run) for runs in one.values() for run in runs[1:]], ())
     columns = tuple(dict.fromkeys(value for one in groups.values() for value in one))
     rows = [_row(title, one, columns) for title, one in zip(_titles(groups.values()), groups.values(), strict=True)]
@@ -93,8 +97,13 @@ def _by_value(runs: Iterable[Record], across: Sequence[str]) -> Group:
     return {name: tuple(run for run in each if run.finished) or tuple(each) for name, each in found.items()}
 
 
+def _first(group: Group) -> tuple[Record, ...]:
+    """The runs that the others are held against: the first that finished."""
+    return next((runs for runs in group.values() if runs[0].finished), next(iter(group.values())))
+
+
 def _row(title: str, group: Group, columns: Sequence[str]) -> Row:
-    first = next(iter(group.values()))
+    first = _first(group)
     rates = {name: _rate(runs) for name, runs in group.items()}
     known = {name: rate for name, rate in rates.items() if rate is not None}
     best = max(known, key=lambda name: known[name][0]) if known else None

@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.compare import Cell, Comparison, Measure, NotComparable, Pair, Row, Table
+from harness.compare.comparison import NOT_COMPARED
 from harness.compare.statistic import CONFIDENCE, Shift
 from harness.errors import count
 from harness.report.markdown import code, escape
@@ -71,7 +72,7 @@ def tally(found: Found) -> str:
     """``3 cases: 1 slower, 2 equivalent (intervals of 99.5 %)``."""
     rows: Sequence[Pair | Row] = found.pairs if isinstance(found, Comparison) else found.rows
     verdicts = Counter(row.verdict if isinstance(row, Pair) else row.agrees for row in rows)
-    verdicts.update(["not compared"] * len(_refused(found)))
+    verdicts.update([NOT_COMPARED] * len(_refused(found)))
     said = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     sides = f", {found.sides[0]} to {found.sides[1]}" if isinstance(found, Comparison) and found.across else ""
     across = f" across {', '.join(found.across)}{sides}" if found.across else ""
@@ -95,7 +96,7 @@ def _refused(found: Found) -> tuple[str, ...]:
 
 
 def _overall(found: Found) -> str:
-    return "regressed" if found.fails else "not compared" if _refused(found) else "no regression"
+    return ("no regression", "regressed", NOT_COMPARED)[found.status]
 
 
 # Cells
