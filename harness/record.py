@@ -148,6 +148,8 @@ class Tokenizer(Part):
     """The model tells the two texts of a pair apart by token_type_ids."""
     reasons: dict[str, str] = Field(default_factory=dict)
     """Why the pad token or the padding side is another than the tokenizer came with."""
+    foreign: tuple[str, ...] = ()
+    """Ids of the first texts that stand for another token in the tokenizer that came with the checkpoint, in words."""
 
 
 class Masking(Part):

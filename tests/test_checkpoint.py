@@ -1,6 +1,7 @@
 """Checkpoints: what is read from them, what is not, and what is said of those that can't be used."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from trial import SEQUENCES, attempt, case, save, settings, train
 from harness import plan
 from harness.errors import CheckpointError
 from harness.experiment import HubCheckpoint, PackageCheckpoint, read
-from harness.laws import LAWS
+from harness.laws import LAWS, judge
 from harness.record import Record
 from harness.training import checkpoint, repository
 from harness.training.checkpoint import Loaded, Shelf, load
@@ -347,6 +348,24 @@ def test_tokenizer_of_another_folder_is_checked_too(folder: Path, saved: Path) -
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(CheckpointError, match="no tokenizer"):
         load(settings(tokenizer=str(folder)))
+
+
+def test_tokenizer_of_another_checkpoint_reads_other_words(folder: Path, saved: Path, tmp_path: Path) -> None:
+    """The ids fit the model and mean other words to it; a token in a place kept free, or one more, is no difference."""
+    words = (saved / "tokenizer.json").read_text()
+    renamed = {"others": words.replace('"the"', '"soup "').replace('"soup"', '"the"'), "added": words}
+    renamed["added"] = words.replace("[unused3]", "<mine>")
+    for name, text in renamed.items():
+        shutil.copytree(saved, tmp_path / name)
+        (tmp_path / name / "tokenizer.json").write_text(text)
+    for name, outcome in (("others", "broken"), ("added", "held")):
+        found = train(case(folder, tokenizer=str(tmp_path / name), train={"steps": 1, "batch_size": 2}))
+        (verdict,) = judge(found, [law for law in LAWS if law.name == "tokens_match_tokenizer"])
+        assert verdict.outcome == outcome, verdict
+        if outcome == "broken":
+            assert re.match(r"id \d+ is '(the|soup )', and '(soup|the)' in the tokenizer that came", verdict.message)
+    remove_tokenizer(folder)
+    assert train(case(folder, tokenizer=str(tmp_path / "others"), train={"steps": 1})).tokenizer.foreign == ()
 
 
 def test_package_that_is_not_installed_is_named() -> None:

@@ -407,6 +407,13 @@ REJECTED = (
         ("1 of 4 rows are cut to 512 tokens (allowed 10.0%)", "row 2 ('on and on'): 9 of 521 tokens cut off"),
         "train.max_length is too small",
     ),
+    Judged(
+        "tokens_match_tokenizer",
+        "another checkpoint's tokenizer",
+        record(tokenizer={"foreign": ("id 7 is 'soup', and 'bread' in the tokenizer that came with the checkpoint",)}),
+        "id 7 is 'soup', and 'bread' in the tokenizer that came with the checkpoint (1 such id in the first texts)",
+        "the model reads other words than were written",
+    ),
     Judged("every_example_once", "batches made once", made_once(), "batches of all 2 epochs", "put together once"),
     Judged("every_example_once", "and one that is smaller", made_once(5), "batches of all 2 epochs"),
     Judged("every_example_once", "sorted by length", sorted_by_length(), "2 epochs are too much alike", "sorted"),

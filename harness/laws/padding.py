@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.errors import count
 from harness.laws.data import IGNORED, by_argument
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Batch, Example, Record
@@ -155,8 +156,8 @@ def padding_mask_correct(record: Record) -> Verdict:
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
         return invalid(missing)
-    if (count := _wrong_count(record)) is not None:
-        return not_applicable(f"{count}: see tokens_match_tokenizer")
+    if (miscounted := _wrong_count(record)) is not None:
+        return not_applicable(f"{miscounted}: see tokens_match_tokenizer")
     for batch in record.batches:
         if (verdict := _judge_shape(batch)) is not None:
             return verdict
@@ -258,12 +259,20 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
     The model gets nothing else of the text, such as position_ids that count from another place than it does itself.
     If it tells two texts apart by token_type_ids, a pair has two kinds of them: since transformers 5 the tokenizers of
     ALBERT and RemBERT return none, and both texts are read as the first.
+
+    Where another tokenizer is declared than the one that came with the checkpoint, the ids of the first 100 texts stand
+    for the same tokens in both; what is added, or takes an id kept free for it, is no difference.
     """
+    if record.tokenizer is not None and (foreign := record.tokenizer.foreign):
+        return broken(
+            f"{foreign[0]} ({count(len(foreign), 'such id')} in the first texts)",
+            cause="the tokenizer belongs to another checkpoint: the model reads other words than were written",
+        )
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
         return invalid(missing)
-    if (count := _wrong_count(record)) is not None:
-        return broken(count, cause="the collator drops or repeats rows")
+    if (miscounted := _wrong_count(record)) is not None:
+        return broken(miscounted, cause="the collator drops or repeats rows")
     rows = tuple(_rows(record, choices))
     wrong = next((row for row in rows if not row.holds_its_text), None)
     if wrong is not None:

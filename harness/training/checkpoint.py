@@ -62,6 +62,8 @@ class Loaded:
     """Its files; none where every weight is random."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why the pad token or the padding side is another than the tokenizer came with."""
+    replaced: Tokenizer | None = None
+    """The tokenizer that came with the checkpoint, where another one is declared."""
     adapters: record.Adapters | None = None
     """Where adapters are trained in the place of the weights."""
 
@@ -164,6 +166,7 @@ def _load(settings: experiment.Settings) -> Loaded:
         brings_head=task.brings_head,
         reasons=reasons,
         folder=folder,
+        replaced=None if settings.tokenizer is None else _own_words(source, folder),
     )
 
 
@@ -212,6 +215,14 @@ def _named_words(text: str) -> Tokenizer:
     """The tokenizer of another checkpoint."""
     source = experiment.parse_checkpoint(text)
     return _words(source, _folder(source)[0])
+
+
+def _own_words(source: Stored, folder: Path) -> Tokenizer | None:
+    """The tokenizer that a checkpoint came with, if it came with one."""
+    try:
+        return _words(source, folder)
+    except CheckpointError:
+        return None
 
 
 def _words(source: Stored, folder: Path) -> Tokenizer:

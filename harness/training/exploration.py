@@ -193,7 +193,7 @@ class Bench:
                 "train.batch_size": trial.batch_size,
                 "train.shuffle": small.train.shuffle,
             },
-            tokenizer=reference.tokenizer(self._loaded, length),
+            tokenizer=reference.tokenizer(self._loaded, small.task, length),
             examples=tuple(reference.example(self._loaded, small.task, i, row, length) for i, row in enumerate(rows)),
             batches=tuple(listener.batches),
             steps=Steps(examples=tuple(batch.examples for batch in listener.batches)),

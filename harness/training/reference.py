@@ -11,11 +11,14 @@ from harness.training.checkpoint import Loaded
 from harness.training.tasks import Features, Task
 from harness.training.tokenizer import accepts_token_types
 
+LOOKED_AT = 100
+"""Rows whose tokens are looked up in the tokenizer that came with the checkpoint, at most: the first."""
+
 _SECOND = ("text_pair", "question", "choices")
 """Roles of a row whose text stands beside another one."""
 
 
-def tokenizer(loaded: Loaded, max_length: int) -> Tokenizer:
+def tokenizer(loaded: Loaded, task: Task, max_length: int) -> Tokenizer:
     """The checkpoint's own, whatever the workload encodes and pads with; and what its model makes of it."""
     words, model = loaded.tokenizer, adapters.base(loaded.model)
     return Tokenizer(
@@ -28,6 +31,23 @@ def tokenizer(loaded: Loaded, max_length: int) -> Tokenizer:
         decoder_start_token_id=_generating(model, "decoder_start_token_id"),
         token_types=accepts_token_types(type(model), model.config),
         reasons=dict(loaded.reasons),
+        foreign=_foreign(loaded, task, max_length),
+    )
+
+
+def _foreign(loaded: Loaded, task: Task, max_length: int) -> tuple[str, ...]:
+    """Where another tokenizer is declared than the checkpoint's: ids that do not mean to the model what they say."""
+    words, own = loaded.tokenizer, loaded.replaced
+    texts = task.texts(loaded.rows.first(LOOKED_AT)) if own is not None else []
+    if own is None or not texts:
+        return ()
+    encoded = words(texts, truncation=True, max_length=max_length)["input_ids"]
+    used = sorted({token for ids in encoded for token in ids if token < len(own)})
+    both = zip(used, words.convert_ids_to_tokens(used), own.convert_ids_to_tokens(used), strict=True)
+    return tuple(
+        f"id {token} is {ours!r}, and {theirs!r} in the tokenizer that came with the checkpoint"
+        for token, ours, theirs in both
+        if ours != theirs and "unused" not in (theirs or "unused")  # an id kept free for tokens of one's own
     )
 
 

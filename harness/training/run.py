@@ -128,7 +128,7 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     }
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
     evidence["adapters"] = loaded.adapters
-    evidence["tokenizer"] = reference.tokenizer(loaded, work.max_length)
+    evidence["tokenizer"] = reference.tokenizer(loaded, work.task, work.max_length)
     evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
     if case.probes & fresh.USERS:
         fresh.wait()
