@@ -99,6 +99,15 @@ def test_packed_decoders_learn_the_same_tokens_in_every_loop(loop: str) -> None:
     assert packed.steps.gradient_norm == pytest.approx(padded.steps.gradient_norm, rel=1e-4)
 
 
+@pytest.mark.parametrize("loop", ["custom", "trainer"])
+def test_packed_decoders_break_no_law(loop: str) -> None:
+    """The laws of loss and gradient look at the logits, which a packed decoder takes its loss from in another shape."""
+    found = train(case(LLAMA, **TEXTS, train={**SAID, "loop": loop, "packing": True}, probes=["steps"]))
+    judged = {verdict.law: verdict for verdict in judge(found)}
+    assert judged["loss_is_the_declared_one"].outcome == judged["gradient_is_the_declared_one"].outcome == "held"
+    assert not [verdict for verdict in judged.values() if verdict.outcome == "broken"]
+
+
 def test_decoders_that_see_their_neighbours_are_caught() -> None:
     """A text that reads on from the one before it in the row is the law's business."""
     one = decoder(packing=True)
@@ -168,6 +177,15 @@ def test_what_cannot_be_packed_is_skipped_or_padded(architecture: str, reason: s
     assert chosen.checkpoint is not None
     assert chosen.checkpoint.attention_reason.startswith(f"train.packing is auto: {reason}")
     assert chosen.settings["train.packing"] is False
+
+
+def test_answers_to_questions_are_not_packed() -> None:
+    """The head scores each place of a row, those of padding included: their loss would be another one."""
+    row = {"question": "Who met Alan?", "context": "Yesterday Grace met Alan in Paris.", "answer": "Grace"}
+    said = {"task": "question-answering", "data": {"rows": [row]}, "train": {"steps": 1, "packing": True}}
+    found = attempt(case(**said))
+    assert found.outcome == "skipped"
+    assert found.reason.startswith("no packing in BertForQuestionAnswering: its loss is over all places of a row")
 
 
 @pytest.mark.parametrize(("seconds", "packs"), [(0.5, True), (0.95, False), (2.0, False)])

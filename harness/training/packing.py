@@ -63,6 +63,8 @@ def require(model: Any, device: Device) -> None:
         raise Unavailable(
             f"no packing in {name}: only in encoders of {', '.join(ENCODERS)} and decoders of {', '.join(DECODERS)}"
         )
+    if hasattr(adapters.base(model), "qa_outputs"):
+        raise Unavailable(f"no packing in {name}: its loss is over all places of a row, those of padding included")
     if getattr(model.config, "output_router_logits", False):
         raise Unavailable(f"no packing in {name} with output_router_logits: its loss counts experts by padded rows")
     if device.torch.type != "cpu":
@@ -240,6 +242,6 @@ def _measured(trial: Trial) -> tuple[bool, str]:
 
 
 def undone(model: Any) -> Any:
-    """The model, computing padded batches."""
+    """The same model, from here on computing padded batches."""
     attention.switch(model, "sdpa")
     return model

@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 
 from harness.schedule import declared_share, warmup
 from harness.selection import rate_and_decay
+from harness.training import packing
 from harness.training.checkpoint import Loaded
 from harness.training.data import Ahead, Drawn
 from harness.training.devices import find
@@ -54,6 +55,8 @@ def steps(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
     model = twin(work.model)
     model.load_state_dict(loaded.model.state_dict())
+    if work.train.packing:  # a packed decoder's loss is of fewer logits than those that it gives
+        packing.undone(model)
     small = replace(_small(work), model=model, device=find("cpu"), precision="fp32", drawn=Drawn(), split=None)
     reference = twin(loaded.model)
     freeze(reference, work.train.freeze)
