@@ -1,6 +1,7 @@
 """Going on from a checkpoint, in each loop: every part of the state, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from harness.errors import CheckpointError
 from harness.laws import judge
 from harness.laws.law import Verdict
 from harness.record import Record
-from harness.training import resume
+from harness.training import checkpoint, devices, loops, resume, workload
 from harness.training.checkpoint import Shelf
 from harness.training.fault import Fault
 from harness.training.faults.resume import FAULTS
+from harness.training.further import Onlooker
 from harness.training.resume import Keeping
 from harness.training.run import run
 
@@ -71,6 +73,33 @@ def test_what_is_masked_goes_on_too(loop: str) -> None:
     said = {"task": "masked-lm", "data": {"rows": [{"text": text} for text in TEXTS], "mask_probability": 0.5}}
     found = train(case(probes={"resumed"}, train={**STEPS, "resume_at": 4, "loop": loop}, **said))
     assert verdict(found).outcome == "held", verdict(found)
+
+
+def test_labels_that_the_trainer_keeps_are_those_of_the_same_batch() -> None:
+    """It smooths them itself, and the model never sees them."""
+    said = {"loop": "trainer", "label_smoothing": 0.1, "resume_at": 4}
+    found = train(case(probes={"resumed"}, train={**STEPS, **said}))
+    assert verdict(found).outcome == "held", verdict(found)
+
+
+@pytest.mark.parametrize("loop", ["custom", "accelerate"])
+def test_what_is_skipped_is_forgotten_and_nothing_else(loop: str, tmp_path: Path) -> None:
+    """Each step after the checkpoint has the examples of its own batch, although Accelerate's loader is a batch ahead."""
+
+    def examples(keeping: Keeping) -> list[tuple[int, ...]]:
+        settings = case(train={**STEPS, "resume_at": 2, "loop": loop}).settings
+        work = workload.prepare(checkpoint.load(settings), settings, devices.find("cpu"))
+        seen: list[tuple[int, ...]] = []
+
+        class Looking(Onlooker):
+            def step_done(self, loss: object, norm: object = None) -> None:
+                seen.append(work.drawn.queue.popleft().indices)
+
+        loops.LOOPS[loop](replace(work, keeping=keeping), Looking())
+        return seen
+
+    whole = examples(Keeping(tmp_path, at=2))
+    assert examples(Keeping(tmp_path, at=2, resumes=True)) == whole[2:]
 
 
 SAYS = {

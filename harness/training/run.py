@@ -261,7 +261,7 @@ def _watch(
         start=loaded.model if work.precision != "bf16-pure" else workload.start(loaded.model, work.precision),
         head=followed,
         drawn=work.drawn,
-        labels_kept=work.train.label_smoothing > 0 or work.train.compute_loss_func,
+        labels_kept=work.labels_kept,
         terms=work.terms,
         drawable=work.task.drawable(loaded.tokenizer),
         survey=None if survey.whole else survey,

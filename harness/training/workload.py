@@ -172,8 +172,8 @@ class Workload:
     def skip(self, windows: Iterator[list[Any]], steps: int) -> None:
         """Leave out the first steps: what they were trained on is drawn again, as it was, and not used."""
         for _ in range(steps):
-            next(windows)
-        self.drawn.queue.clear()
+            for _ in next(windows):
+                self.drawn.queue.popleft()  # not all of them: Accelerate's loader is a batch ahead
 
     def first_batches(self) -> list[Any]:
         """A few batches on the device, of the first examples, to measure with: nothing that is drawn is noted."""
@@ -195,11 +195,17 @@ class Workload:
     def shares(self, window: list[Any]) -> list[float]:
         """The part of a step's loss that each micro-batch has: of the terms that the loss is a mean over."""
         terms = [self.task.terms(batch) for batch in window]
-        return [own / (sum(terms) or len(window)) if sum(terms) else 1.0 for own in terms]
+        whole = sum(terms)
+        return [own / whole if whole else 1.0 for own in terms]
 
     def terms(self, batch: Mapping[str, torch.Tensor]) -> int:
         """What a batch gives to learn: the terms that its loss is a mean over; 0 where its labels are lost."""
         return self.task.terms(batch) if all(name in batch for name in self.task.labels) else 0
+
+    @property
+    def labels_kept(self) -> bool:
+        """Whether the loss is taken from the logits; the Trainer then keeps the labels from the model."""
+        return self.train.label_smoothing > 0 or self.train.compute_loss_func
 
     def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
         """The mean over a micro-batch: the model's own, or where labels are smoothed, torch's."""

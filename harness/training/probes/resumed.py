@@ -17,7 +17,7 @@ from harness.training.timing import StepClock
 from harness.training.watch import Watch
 from harness.training.workload import Workload
 
-_COLUMNS = ("loss", "learning_rate", "loss_scale", "digest", "random")
+_COLUMNS = ("loss", "learning_rate", "digest", "random")
 """Of the steps; what is compared with those of the training that went through."""
 
 
@@ -52,6 +52,7 @@ def go_on(settings: experiment.Settings, fault: Fault | None, root: Path, at: in
             start=loaded.model,
             head=(),
             drawn=work.drawn,
+            labels_kept=work.labels_kept,
             steps=work.train.steps,
             clock=StepClock(work.device.wait),
             compiling=Compiling(work.train.compile),
