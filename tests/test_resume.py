@@ -84,7 +84,7 @@ def test_labels_that_the_trainer_keeps_are_those_of_the_same_batch() -> None:
 
 @pytest.mark.parametrize("loop", ["custom", "accelerate"])
 def test_what_is_skipped_is_forgotten_and_nothing_else(loop: str, tmp_path: Path) -> None:
-    """Each step after the checkpoint has the examples of its own batch, although Accelerate's loader is a batch ahead."""
+    """Each step after it has the examples of its own batch, although Accelerate's loader is a batch ahead."""
 
     def examples(keeping: Keeping) -> list[tuple[int, ...]]:
         settings = case(train={**STEPS, "resume_at": 2, "loop": loop}).settings
