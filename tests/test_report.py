@@ -275,6 +275,29 @@ def test_the_tally_counts_cases_and_laws() -> None:
     assert summarise([]).tally == "0 cases: none finished; laws: none judged"
 
 
+def test_a_profile_of_a_case_whose_throughput_is_invalid_says_so() -> None:
+    """Beside its table: the machine was the same."""
+    reason = "the machine was overloaded: in 80% of the time the loop waited for a processor that others had"
+    warning = (
+        "**The throughput of this case is invalid**, and these times may be, too: the machine was overloaded: in 80%"
+    )
+    fine, doubtful = (row("a.yaml::cpu", speed=speed, profile=PROFILED) for speed in (SPEED, NotMeasured(reason)))
+    pages = [markdown(Summary((each,), (), ())) for each in (fine, doubtful)]
+    assert [page.count(warning) for page in pages] == [0, 1]
+    assert pages[1].index("## Profile of") < pages[1].index(warning) < pages[1].index("aten::addmm")
+
+
+def test_reasons_that_differ_in_a_share_alone_are_one() -> None:
+    """With the lowest and the highest; what differs otherwise is another one."""
+    shares = {"one": "9%", "two": "80%", "three": "76.5%"}
+    rows = [row(name, speed=NotMeasured(f"overloaded: in {share} of 100% of it")) for name, share in shares.items()]
+    rows += [row("four", speed=NotMeasured("overloaded: in 2 of 100% of it"))]
+    assert (
+        "step_throughput is invalid: overloaded: in 9% to 80% of 100% of it\n  one\n  two\n  three\n"
+        "step_throughput is invalid: overloaded: in 2 of 100% of it\n  four\n"
+    ) in terminal(Summary(tuple(rows), (), ()))
+
+
 def test_what_was_chosen_is_shown_with_its_reason() -> None:
     """A pad token or a padding side that the tokenizer did not come with."""
     shown = markdown(summarise([record(tokenizer={"reasons": {"pad_token": "no pad token in the tokenizer"}})]))

@@ -123,7 +123,14 @@ def _profiles(summary: Summary) -> Iterator[str]:
             busy=share(found.busy_seconds / found.seconds if found.seconds else None),
             trace=code(found.trace),
         )
-        yield f"{title}\n\n{_table(OPERATOR_HEADERS, cells)}\n\n{explained}"
+        parts = [title, *_unreliable(row), _table(OPERATOR_HEADERS, cells), explained]
+        yield "\n\n".join(parts)
+
+
+def _unreliable(row: Row) -> Iterator[str]:
+    """A warning where the steps of the case could not be timed: what was in their way may be in others, too."""
+    if isinstance(row.speed, NotMeasured):
+        yield f"**The throughput of this case is invalid**, and these times may be, too: {escape(row.speed.reason)}"
 
 
 def _costs(summary: Summary) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Sequence
 
 from tabulate import tabulate
 
@@ -15,6 +17,8 @@ from harness.throughput import NotMeasured
 
 NAMES = 8
 """Cases that are named for each reason."""
+
+PERCENT = re.compile(r"\d+(?:\.\d+)?%")
 
 
 def terminal(summary: Summary) -> str:
@@ -75,18 +79,40 @@ def _short(root: Verdict, verdict: Verdict) -> str:
 
 
 def _reasons(summary: Summary) -> str:
-    """Each reason once, and whom it concerns: a device that is not there is the reason of many."""
-    reasons: dict[str, list[str]] = {}
+    """Each reason once, and whom it concerns: a device that is not there is the reason of many, an overloaded machine,
+    too, in another share of the time of each.
+    """
+    reasons: dict[str, list[tuple[str, str]]] = {}
+    for reason, name in _reasons_of(summary):
+        reasons.setdefault(PERCENT.sub("%", reason), []).append((reason, name))
+    return "\n".join(
+        "\n  ".join([_spanned([reason for reason, _ in alike]), *_some([name for _, name in alike])])
+        for alike in reasons.values()
+    )
+
+
+def _reasons_of(summary: Summary) -> Iterator[tuple[str, str]]:
+    """Why something is missing or not timed, and the case that it is said of."""
     for row in summary.rows:
         if row.compiled:
-            reasons.setdefault(row.compiled, []).append(row.name)
+            yield row.compiled, row.name
         if row.outcome != "finished" and not row.count("broken"):
-            reasons.setdefault(f"{row.outcome}: {row.reason}", []).append(row.name)
+            yield f"{row.outcome}: {row.reason}", row.name
         elif row.outcome == "finished" and isinstance(row.speed, NotMeasured):
-            reasons.setdefault(f"step_throughput is invalid: {row.speed.reason}", []).append(row.name)
+            yield f"step_throughput is invalid: {row.speed.reason}", row.name
     for verdict in summary.unjudged("invalid"):
-        reasons.setdefault(f"{verdict.law} is invalid: {verdict.message}", []).append(verdict.about)
-    return "\n".join("\n  ".join([reason, *_some(names)]) for reason, names in reasons.items())
+        yield f"{verdict.law} is invalid: {verdict.message}", verdict.about
+
+
+def _spanned(reasons: Sequence[str]) -> str:
+    """One reason for several that differ in percentages alone, each from the lowest to the highest."""
+    columns = [sorted(each, key=_number) for each in zip(*map(PERCENT.findall, reasons), strict=True)]
+    spans = (" to ".join(dict.fromkeys((each[0], each[-1]))) for each in columns)
+    return PERCENT.sub(lambda _: next(spans), reasons[0])
+
+
+def _number(percent: str) -> float:
+    return float(percent.removesuffix("%"))
 
 
 def _some(names: list[str]) -> list[str]:
