@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,14 @@ def test_auto_keeps_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds:
     says = f"{seconds:g} s a turn with it kept, 1 s with it given back (median of 5 turns)"
     assert found.memory.freed == f"freed memory is {'kept' if keeps else 'not kept'}, by a measurement: {says}"
     assert found.steps.loss == train(case(train=SAID)).steps.loss
+
+
+def test_profiled_steps_keep_it_as_those_of_the_training_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A profile of steps that clear their memory again would be of others."""
+    told: list[dict[int, int]] = []
+    monkeypatch.setattr(allocator, "_tell", told.append)
+    train(replace(case(train={"steps": 1, "keep_memory": True}), trace=tmp_path / "a.json.gz"))
+    assert told == [allocator._KEPT, allocator._RETURNED] * 2
 
 
 def test_other_allocators_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from trial import LABELS, SEQUENCES, case, train
 
 from harness.record import Operator, Profile, Record
 from harness.training import profiling
-from harness.training.profiling import MOST, PROFILED, Ranges, operators
+from harness.training.profiling import MOST, PROFILED, SETTLING, Profiling, Ranges, operators
 from harness.training.timing import PHASES
 
 
@@ -81,6 +82,38 @@ def test_what_cannot_be_profiled_has_its_reason(tmp_path: Path) -> None:
 
     assert found.profile is not None
     assert found.profile.reason.startswith(("FileExistsError", "NotADirectoryError"))
+
+
+def test_what_has_no_room_for_a_copy_is_not_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case has trained all the same."""
+
+    def further(*args: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(profiling, "further", further)
+    found = train(replace(case(train={"steps": 1}), trace=tmp_path / "a.json.gz"))
+    assert found.profile is not None
+    assert found.profile.reason == "OutOfMemoryError: out of memory"
+
+
+def test_a_profiled_step_ends_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is profiled behind the last of them."""
+    said: list[str] = []
+
+    def says(what: str) -> Callable[..., None]:
+        return lambda *args: said.append(what)
+
+    monkeypatch.setattr(profiling, "profile", lambda **_: SimpleNamespace(start=says("start"), stop=says("stop")))
+    monkeypatch.setattr(Ranges, "begin", says("begin"))
+    monkeypatch.setattr(Ranges, "end", says("end"))
+    device = SimpleNamespace(torch=torch.device("cpu"), wait=says("wait"))
+    own: Any = SimpleNamespace(device=device)
+    profiler = Profiling(own)
+    for _ in range(SETTLING + PROFILED):
+        profiler.step_done(torch.zeros(()))
+    profiled = ["wait", "end", "begin"] * (PROFILED - 1)
+    settling = ["wait", "end"] * (SETTLING - 1) + ["wait", "end", "start", "begin"]
+    assert said == [*settling, *profiled, "wait", "end", "end", "stop"]
 
 
 def test_operators_by_hand() -> None:

@@ -46,8 +46,7 @@ def kept() -> Iterator[None]:
     try:
         yield
     finally:
-        _tell(_RETURNED)
-        ctypes.CDLL(None).malloc_trim(0)
+        _give_back()
 
 
 def settle(declared: bool | str, trial: Trial) -> tuple[bool, str]:
@@ -78,11 +77,16 @@ def _measured(passes: Callable[[], None]) -> tuple[bool, str]:
     try:
         took = in_turns({"kept": keeping, "returned": returning})
     finally:
-        _tell(_RETURNED)
+        _give_back()  # or it would count as held by the training
     (fast, turns), (slow, _) = took["kept"], took["returned"]
     keeps = fast < (1 - GAIN) * slow
     said = f"{fast:.3g} s a turn with it kept, {slow:.3g} s with it given back (median of {count(turns, 'turn')})"
     return keeps, f"freed memory is {'kept' if keeps else 'not kept'}, by a measurement: {said}"
+
+
+def _give_back() -> None:
+    _tell(_RETURNED)
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tell(said: dict[int, int]) -> None:

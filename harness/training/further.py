@@ -24,11 +24,11 @@ def further(work: Workload, steps: int) -> Workload:
 
 
 def take(work: Workload, watch: Watching) -> None:
-    """Train it, and leave random generators as they are."""
+    """Train it as it was trained, and leave random generators as they are."""
     from harness.training.loops import LOOPS  # which tell a watch of their steps
 
     devices = [work.device.torch] if work.device.torch.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), work.products():
+    with torch.random.fork_rng(devices=devices), work.products(), work.memory():
         LOOPS[work.train.loop](work, watch)
 
 

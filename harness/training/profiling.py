@@ -37,11 +37,13 @@ def profiled(work: Workload, path: Path) -> Profile:
         work: that a case has trained.
         path: of the trace, in Chrome's format, compressed: ``*.json.gz``. Folders are made.
     """
-    own = further(work, SETTLING + PROFILED)
-    profiling = Profiling(own)
     try:
-        take(own, profiling)
-        profiling.close()
+        own = further(work, SETTLING + PROFILED)
+        profiling = Profiling(own)
+        try:
+            take(own, profiling)
+        finally:
+            profiling.close()
         path.parent.mkdir(parents=True, exist_ok=True)
         profiling.profiler.export_chrome_trace(str(path))
         found = operators(profiling.profiler.key_averages(), on_device=work.device.torch.type == "cuda")
@@ -52,10 +54,8 @@ def profiled(work: Workload, path: Path) -> Profile:
             busy_seconds=sum(each.seconds for each in found),
             operators=found[:MOST],
         )
-    except Exception as error:  # a full disk, a profiler that another tool holds: the training is not to blame
+    except Exception as error:  # no memory for a copy, a full disk, another profiler: the training is not to blame
         return Profile(reason=f"{type(error).__name__}: {error}"[:500])
-    finally:
-        profiling.close()
 
 
 class Profiling(Onlooker):
@@ -77,14 +77,16 @@ class Profiling(Onlooker):
         self._hooks.enter_context(followed(self._ranges, self._work.drawn, optimizer))
 
     def step_done(self, loss: torch.Tensor, norm: Any = None) -> None:
-        """End the step's range, begin the next one's."""
-        self._step += 1
+        """End the step's range once the device is done, as a timed step ends, and begin the next one's."""
+        self._work.device.wait()
         self._ranges.end()
+        self._step += 1
         if self._step == SETTLING:
-            self._work.device.wait()
             self.profiler.start()
-            self._hooks.callback(self._stop)
-        if SETTLING <= self._step < SETTLING + PROFILED:
+            self._hooks.callback(self.profiler.stop)
+        if self._step == SETTLING + PROFILED:
+            self.close()  # what a loop does behind its last step is in no step
+        elif self._step >= SETTLING:
             self._ranges.begin(f"step {self._step}")
 
     def close(self) -> None:
@@ -96,10 +98,6 @@ class Profiling(Onlooker):
         """Of all profiled steps, by their ranges."""
         ranges = (event for event in self.profiler.events() or () if event.is_user_annotation)
         return sum(event.cpu_time_total for event in ranges if event.name.startswith("step ")) / 1e6
-
-    def _stop(self) -> None:
-        self._work.device.wait()
-        self.profiler.stop()
 
 
 class Ranges:
