@@ -447,6 +447,39 @@ def test_processor_time_leaves_out_what_others_take() -> None:
     assert 0.02 <= lap.processor_seconds <= lap.seconds + 0.002
 
 
+def test_processor_time_leaves_out_what_reading_a_meter_takes() -> None:
+    """Which is read before the step and after it."""
+
+    class Busy:
+        def joules(self) -> None:
+            until = process_time() + 0.02
+            while process_time() < until:
+                pass
+
+        def slowed(self) -> None:
+            self.joules()
+
+    step = StepClock(lambda: None, meter=Busy())
+    step.start()
+    assert step.stop().processor_seconds < 0.01
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_graphs_that_are_gone_are_forgotten(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a long training would look at those of all its steps after each."""
+    left: list[int] = []
+    close = Watch.close
+
+    def counting(self: Watch) -> None:
+        left.append(len(self._graphs))
+        close(self)
+
+    monkeypatch.setattr(Watch, "close", counting)
+    steps = train(case(train={"loop": loop, "steps": 6, "batch_size": 2, "gradient_accumulation": 2})).steps
+    assert left == [1]
+    assert steps.graphs == (0,) * 6
+
+
 def test_the_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a CUDA device the version that NVIDIA's module tells, open or not; of a processor nothing."""
     device = Device("cuda", torch.device("cuda"))

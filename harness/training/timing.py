@@ -166,7 +166,8 @@ class StepClock:
         asked = self.now()
         self._wait()
         self._joules = self._meter.joules() if self._meter else None
-        self._before = process_time(), queued(), self._compiling()
+        waited, compiling = queued(), self._compiling()
+        self._before = process_time(), waited, compiling
         self._began = self._second()
         self._started = self.now()
         self.starting_seconds = self._started - asked
@@ -182,14 +183,14 @@ class StepClock:
             raise RuntimeError("stop() without start()")
         last = self._marks.make()
         self._wait()
-        stopped, ended = self.now(), self._second()
+        stopped, ended, spent = self.now(), self._second(), process_time()
         seconds, self._started = stopped - self._started, None
         processor, waited, compiling = self._before
         more = queued()
         taken = self._meter.joules() if self._meter else None
         return Lap(
             seconds=seconds,
-            processor_seconds=process_time() - processor,
+            processor_seconds=spent - processor,
             queued_seconds=None if more is None or waited is None else more - waited,
             compile_seconds=self._compiling() - compiling,
             stopped=stopped,

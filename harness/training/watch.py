@@ -1,7 +1,7 @@
 """Takes evidence while a loop trains: what reached the model, what the optimizer did, how long it took.
 
 The loops call `begin` and `step_done`, everything else is seen by hooks. Evidence is taken between steps, with the
-clock stopped; inside a step the hooks only keep references.
+clock stopped; inside a step the hooks only keep references, and note where the random numbers are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harness.training.twin import dropouts, is_stochastic
 from harness.training.witness import BATCH_TOKENS, Witness
 
 SAMPLE = 65_536
-"""Weights, spread evenly over all trainable ones, whose way is followed from step to step."""
+"""Weights, spread evenly over all trainable ones, whose way is followed from step to step: at least so many, or all."""
 
 VARIANTS = ("amsgrad", "maximize", "nesterov")
 """Switches of torch's optimizers that make another algorithm of them."""
@@ -332,7 +332,7 @@ class Watch:
             "terms": tuple(map(self._terms, tensors)) if self._terms else (),
             "drawable": tuple(map(self._drawable_in, drawings)) if self._drawable else (),
             "random": self._first_random,
-            "graphs": sum(token() is not None for token in self._graphs[:-1]),  # the loop still holds the last
+            "graphs": self._graphs_kept(),
             "loss_weights": tuple(float(weight) for weight in self._weights),
             "loss_scale": self._scale,
             "gradient_norm_before": norm,
@@ -351,6 +351,11 @@ class Watch:
         self._scale = self._scaler.get_scale() if self._scaler is not None else None
         if self._progress is not None:
             self._progress(step + 1, self._declared, loss, len(examples) / lap.seconds if lap.seconds else math.nan)
+
+    def _graphs_kept(self) -> int:
+        """Graphs of earlier passes that still live; the others are forgotten. The loop still holds the last."""
+        self._graphs[:-1] = [token for token in self._graphs[:-1] if token() is not None]
+        return len(self._graphs[:-1])
 
     def _drawable_in(self, drawing: Drawing) -> int:
         return sum(map(self._drawable, drawing.features)) if self._drawable else 0
