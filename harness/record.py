@@ -319,7 +319,7 @@ class Steps(Part):
     gradient_norm_before: tuple[float | None, ...] = ()
     """The same before clipping; none where nothing was clipped."""
     update: tuple[float, ...] = ()
-    """Root mean square of what the step moved the trainable weights by, over a sample of them: at least 65,536, or all."""
+    """Root mean square of what the step moved the trainable weights by, over a sample: at least 65,536, or all."""
     unmoved: tuple[float | None, ...] = ()
     """Share of the gradient, by absolute value and over that sample, that moved nothing; none without a gradient."""
     random: tuple[str, ...] = ()
