@@ -153,7 +153,7 @@ def _no_warm_up(record: Record, places: Sequence[int]) -> str | None:
 
     One that is longer because its batch is takes no longer for each computed token.
     """
-    quiet, tokens = quiet_seconds(record), record.steps.padded_tokens
+    quiet, tokens = quiet_seconds(record), computed_tokens(record)
     first, *others = (quiet[place] for place in places)
     if not others or first <= WARM * max(others):
         return None
@@ -172,6 +172,15 @@ def quiet_seconds(record: Record) -> tuple[float, ...]:
     steps = record.steps
     own = record.settings.get("device") == "cpu" and _whole(steps, "processor_seconds") and all(steps.processor_seconds)
     return steps.processor_seconds if own else steps.seconds
+
+
+def computed_tokens(record: Record) -> tuple[int, ...]:
+    """Of each step, padding included; where sequences are packed, real ones alone."""
+    return record.steps.real_tokens if _packed(record) else record.steps.padded_tokens
+
+
+def _packed(record: Record) -> bool:
+    return record.settings.get("train.packing") is True
 
 
 def _processor_was_free(record: Record, places: Sequence[int]) -> str | None:
@@ -234,15 +243,22 @@ def utilisation(record: Record, places: Sequence[int]) -> float | None:
 
     After "model FLOPs utilization" (Chowdhery et al., PaLM, 2022): what is computed again does not count.
     """
-    found, steps = record.efficiency, record.steps
-    known = {each.shape: each.forward + each.backward for each in found.flops}
-    shapes = [(place, steps.shapes[place]) for place in places if place < len(steps.shapes)]
-    rates = [
-        math.fsum(known[shape] for shape in micro) / steps.seconds[place]
-        for place, micro in shapes
-        if micro and all(shape in known for shape in micro)
-    ]
-    return median(rates) / found.ceiling if rates and found.ceiling else None
+    done = [(place, _operations(record, place)) for place in places]
+    rates = [operations / record.steps.seconds[place] for place, operations in done if operations is not None]
+    ceiling = record.efficiency.ceiling
+    return median(rates) / ceiling if rates and ceiling else None
+
+
+def _operations(record: Record, place: int) -> float | None:
+    """Of a step, as counted of batches of its shapes; where sequences are packed, for as many real tokens as it has."""
+    known = {each.shape: each for each in record.efficiency.flops}
+    shapes = record.steps.shapes[place] if place < len(record.steps.shapes) else ()
+    counted = [known[shape] for shape in shapes if shape in known]
+    if not counted or len(counted) < len(shapes):
+        return None
+    operations = math.fsum(each.forward + each.backward for each in counted)
+    tokens = sum(each.real_tokens for each in counted) if _packed(record) else 0
+    return operations * record.steps.real_tokens[place] / tokens if tokens else operations
 
 
 def roofline(record: Record, places: Sequence[int]) -> dict[str, float]:
@@ -256,7 +272,7 @@ def roofline(record: Record, places: Sequence[int]) -> dict[str, float]:
     Timed steps need not be as long as the counted one: they are put to its computed tokens, and are less the time in
     which the loop waited for a processor that others had.
     """
-    counted, could, tokens = record.counters, record.efficiency, record.steps.padded_tokens
+    counted, could, tokens = record.counters, record.efficiency, computed_tokens(record)
     if counted.step is None or counted.step >= len(tokens) or not all(tokens[place] for place in places):
         return {}
     own = _own_seconds(record, places)

@@ -298,7 +298,7 @@ class Steps(Part):
     shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     """Of what the model read of each micro-batch."""
     padded_tokens: tuple[NonNegativeInt, ...] = ()
-    """Tokens computed: rows x longest row."""
+    """Rows x longest row of each micro-batch: what the model computes, unless sequences are packed."""
     digest: tuple[dict[str, str], ...] = ()
     """SHA-256, shortened, of each tensor of the batch that reached the model; of several micro-batches, of theirs."""
     examples: tuple[tuple[int, ...], ...] = ()
@@ -451,6 +451,8 @@ class Flops(Part):
     shape: tuple[int, ...]
     forward: int
     backward: int
+    real_tokens: NonNegativeInt = 0
+    """Of the one that was counted; 0 where nobody says."""
 
 
 class Efficiency(Part):

@@ -48,13 +48,13 @@ class Throughput:
     tokens_per_second: Rate
     """Real tokens: padding is not work done."""
     padding: float
-    """Share of computed tokens that are padding, 0 to 1."""
+    """Share of the batches' tokens that are padding, 0 to 1."""
     warmup_steps: int
     """Steps before the first timed one."""
     data_wait: float | None = None
     """Share of a step in which the loop waits for its batch, 0 to 1: the median; none where it was not measured."""
     padded_tokens_per_second: Rate | None = None
-    """Computed tokens, padding included."""
+    """Real tokens and padding."""
     phases: dict[str, float] = field(default_factory=dict)
     """Share of a step that each phase takes, 0 to 1: of the sum over all timed steps; empty where not measured."""
     utilisation: float | None = None

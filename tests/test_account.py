@@ -86,7 +86,7 @@ def _record(laps: list[Any], between: list[float]) -> Record:
     columns |= {f"{phase}_seconds": tuple(lap.phases[phase] for lap in laps) for phase in timing.PHASES}
     return record(
         steps={**columns, "watching_seconds": tuple(between), "processor_seconds": ()},
-        settings={"benchmark.warmup_steps": 0, "device": "cuda"},
+        settings={"benchmark.warmup_steps": 0, "device": "cuda", "train.packing": False},
     )
 
 
@@ -187,6 +187,18 @@ def test_more_than_the_device_can_do_is_seen() -> None:
     )
 
 
+def test_packed_steps_do_what_their_real_tokens_need() -> None:
+    """Padding is not computed: a step with twice the real tokens of the batch that was counted does twice as much."""
+    counted = Efficiency(flops=(Flops(shape=(2, 6), forward=20, backward=40, real_tokens=5),), ceiling=20.0)
+    columns = {"shapes": (((2, 6),),) * STEPS, "real_tokens": (10,) * STEPS}
+    found = [
+        throughput(record(healthy(), steps=columns, efficiency=counted, settings={"train.packing": packs}))
+        for packs in (False, True)
+    ]
+    assert all(isinstance(speed, Throughput) for speed in found)
+    assert [speed.utilisation for speed in found] == [60 / 6 / 20, 120 / 6 / 20]
+
+
 def rooflined(**changes: Any) -> Record:
     """Steps of 6 s and 12 computed tokens, of which the counted one has 24: put to these they take 12 s."""
     tokens = (12, 24, *(12,) * (STEPS - 2))
@@ -208,6 +220,12 @@ def test_what_a_step_would_need_alone() -> None:
     assert roofs(rooflined()) == {"arithmetic": 0.5, "memory": 0.5}
     queued = {"padded_tokens": rooflined().steps.padded_tokens, "queued_seconds": (3.0,) * STEPS}
     assert roofs(rooflined(steps=queued)) == {"arithmetic": 1.0, "memory": 1.0}
+
+
+def test_packed_steps_need_alone_what_their_real_tokens_do() -> None:
+    """Here as many as those of the counted step, whose padding is nobody's work."""
+    packed = rooflined(steps={"real_tokens": (6,) * STEPS}, settings={"train.packing": True})
+    assert roofs(packed) == {"arithmetic": 1.0, "memory": 1.0}
 
 
 @pytest.mark.parametrize(

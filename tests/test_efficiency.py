@@ -40,6 +40,14 @@ def test_operations_are_those_of_the_formula(trained: Record) -> None:
         assert each.backward == 2 * expected
 
 
+def test_operations_of_packed_batches_are_put_to_their_real_tokens() -> None:
+    """Which are those of a batch of that shape."""
+    said = {"steps": 2, "batch_size": 3, "shuffle": False, "packing": True}
+    found = train(case(timed=True, train=said))
+    tokens = {shapes[0]: tokens for shapes, tokens in zip(found.steps.shapes, found.steps.real_tokens, strict=True)}
+    assert {each.shape: each.real_tokens for each in found.efficiency.flops} == tokens
+
+
 def test_the_commonest_shapes_are_counted(trained: Record) -> None:
     """Every micro-batch has a shape, and those of most are among the counted."""
     steps = trained.steps

@@ -87,4 +87,6 @@ def _count(work: Workload, model: Any, batch: dict[str, torch.Tensor]) -> Flops:
             loss = output.loss if output.loss is not None else output.logits.float().sum()
         forward = counter.get_total_flops()
         loss.backward()
-    return Flops(shape=shape_of(batch), forward=forward, backward=counter.get_total_flops() - forward)
+    backward = counter.get_total_flops() - forward
+    real = int(batch["attention_mask"].sum()) if "attention_mask" in batch else 0
+    return Flops(shape=shape_of(batch), forward=forward, backward=backward, real_tokens=real)
