@@ -315,6 +315,27 @@ def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypat
         assert compilation.compared(trial, trial.batches()) is None
 
 
+def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody asked for it: headers that are missing, an operator that it does not know."""
+
+    def compared(*args: object) -> None:
+        raise RuntimeError("no Python.h\nand so on")
+
+    monkeypatch.setattr(compilation, "uncompiled", lambda trial, batches: 1.0)
+    monkeypatch.setattr(compilation, "compared", compared)
+    work = prepared(compile="auto", steps=1000)
+    reason = "not compiled: it was tried, and failed: RuntimeError: no Python.h"
+    assert (work.train.compile, work.compile_reason) == (False, reason)
+
+
+@pytest.mark.parametrize("said", [{}, {"batching": "grouped"}, {"shuffle": False}], ids=str)
+def test_what_is_measured_on_is_what_is_trained_on_first(said: dict[str, Any]) -> None:
+    """Where batches are grouped by length there is less padding than in the order of the file."""
+    work = prepared(steps=3, batch_size=2, **said)
+    for measured, trained in zip(work.first_batches(), work.batches(), strict=True):
+        assert torch.equal(measured["input_ids"], trained["input_ids"])
+
+
 def test_auto_that_compiles_nothing_says_why() -> None:
     """In the record, with the setting that came of it; and packed batches are not compiled, whatever they take."""
     found = train(ways("custom", compile="auto", steps=2))

@@ -96,7 +96,10 @@ def _measured(trial: Trial, passes: int) -> tuple[bool, str]:
     if GAIN * whole < expected:
         said = f"{said} take about {whole:.3g} s uncompiled, compiling {expected:g} s or more"
         return False, f"not compiled, nor is it tried: {said}"
-    took = compared(trial, batches)
+    try:
+        took = compared(trial, batches)
+    except Exception as error:  # whatever a compiler makes of a model: nobody has asked for it
+        return False, f"not compiled: it was tried, and failed: {type(error).__name__}: {error}".splitlines()[0][:300]
     if took is None:
         return False, "not compiled: it was tried, and each length is compiled anew, or nothing at all"
     compiling, fast, slow = took

@@ -176,10 +176,12 @@ class Workload:
                 self.drawn.queue.popleft()  # not all of them: Accelerate's loader is a batch ahead
 
     def first_batches(self) -> list[Any]:
-        """A few batches on the device, of the first examples, to measure with: nothing that is drawn is noted."""
-        size, collate = self.train.batch_size, self.collator()
-        indices = range(min(len(self.examples.lengths), MEASURED * size))
-        rows = [encoding.bare(self.examples[index]) for index in indices]
+        """A few batches on the device, to measure with: the first of the training, or of rows that it encodes on its
+        way the first in the order of the source. Nothing that is drawn is noted.
+        """
+        size, collate, order = self.train.batch_size, self.collator(), self.order()
+        indices = range(len(self.examples.lengths)) if order is None else order
+        rows = [encoding.bare(self.examples[index]) for index in islice(indices, MEASURED * size)]
         lots = (rows[start : start + size] for start in range(0, len(rows), size))
         return [collate(lot).to(self.device.torch) for lot in lots]
 
