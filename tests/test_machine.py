@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from records import clocked, record
 from trial import case, train
 
 from harness import record as parts
 from harness.account import SHARED, SLOWED, STOLEN
+from harness.errors import Unavailable
 from harness.record import Record
 from harness.throughput import NotMeasured, Throughput, throughput
 from harness.training.devices import find
@@ -284,3 +286,15 @@ def test_energy_of_a_thousand_tokens(seconds: float, joules: tuple[float | None,
 
     assert isinstance(found, Throughput)
     assert found.joules_per_kilotoken == expected
+
+
+def test_rocm_is_no_build_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torch has no version of CUDA, and its devices bear that name all the same."""
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    with pytest.raises(Unavailable, match="is built without CUDA"):
+        find("cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(Unavailable, match="finds none"):
+        find("cuda")

@@ -75,7 +75,7 @@ def accelerate_on(device: torch.device) -> Iterator[None]:
 
 
 def _need_cuda(index: int) -> None:
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and torch.version.hip is None:
         raise Unavailable(f"no CUDA device: torch {torch.__version__} is built without CUDA")
     if not torch.cuda.is_available():
         raise Unavailable(f"no CUDA device: torch {torch.__version__} finds none")
