@@ -573,6 +573,7 @@ class Score(Part):
     step: int
     """Steps taken before it."""
     seconds: float
+    """Of the evaluation alone, without the evidence that is taken of it."""
     figures: dict[str, float]
     """What the loop says: the loss, and each metric."""
     intervals: dict[str, Interval] = Field(default_factory=dict)

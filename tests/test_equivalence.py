@@ -315,6 +315,19 @@ def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypat
         assert compilation.compared(trial, trial.batches()) is None
 
 
+def test_breaks_with_the_same_first_line_are_counted_together() -> None:
+    """What follows it tells them apart, and is long."""
+    from torch._dynamo.utils import counters
+
+    compiling = compilation.Compiling("aot_eager")
+    counters.clear()
+    counters["graph_break"].update({"a call\n of this": 2, "a call\n of that": 1, "": 1})
+    found = compiling.found(0)
+    counters.clear()
+    assert found is not None
+    assert found.breaks == {"a call": 3, "": 1}
+
+
 def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nobody asked for it: headers that are missing, an operator that it does not know."""
 

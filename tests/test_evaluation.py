@@ -18,11 +18,13 @@ from harness.laws import LAWS, judge, judge_together
 from harness.laws.causes import findings
 from harness.laws.metric import expected
 from harness.record import Evaluation, Record
+from harness.training import witness
 from harness.training.checkpoint import Shelf
 from harness.training.faults.evaluation import FAULTS
 from harness.training.metrics import METRICS, interval, measure
 from harness.training.run import run
 from harness.training.tasks import Answer
+from harness.training.witness import Witness
 
 KNOWN = {law.name: law.options for law in LAWS}
 LOOPS = ("custom", "trainer", "accelerate")
@@ -554,3 +556,19 @@ def test_the_law_sees_the_fault(fault: Any, loop: str) -> None:
     roots = {finding.verdict.law: finding.verdict for finding in findings(broken)}
     assert roots.keys() - known == {law}
     assert says in roots[law].message
+
+
+def test_an_evaluation_is_timed_without_the_evidence_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every weight is read before it and after it, which takes longer than it does."""
+    now, state = 0.0, Witness._state
+
+    def reading(self: Witness) -> dict[str, Any]:
+        nonlocal now
+        now += 30
+        return state(self)
+
+    monkeypatch.setattr(Witness, "_state", reading)
+    monkeypatch.setattr(witness, "perf_counter", lambda: now)
+    found = train(case(train={"steps": 1}, evaluation=SPLIT)).evaluation
+    assert found is not None
+    assert [score.seconds for score in found.scores] == [0.0, 0.0]

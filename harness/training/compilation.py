@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -220,12 +221,14 @@ class Compiling:
             return Compilation(reason=reason) if reason else None
         from torch._dynamo.utils import counters
 
-        said = options(self._declared)
+        said, breaks = options(self._declared), Counter[str]()
+        for why, times in counters["graph_break"].items():  # of several reasons the first line may be the same
+            breaks[str(why).partition("\n")[0][:200]] += times
         return Compilation(
             backend=said["backend"],
             mode=said.get("mode", ""),
             graphs=graphs(),
-            breaks={str(reason).splitlines()[0][:200]: count for reason, count in counters["graph_break"].items()},
+            breaks=breaks,
             eager_passes=eager_passes,
             reason=reason,
         )

@@ -254,7 +254,7 @@ def followed(clock: Follower, drawn: Drawn, optimizer: Any) -> Iterator[None]:
         drawn: what is waited for.
         optimizer: perhaps as Accelerate wraps it.
     """
-    move, backward = BatchEncoding.to, torch.Tensor.backward
+    move, backward, waiting = BatchEncoding.to, torch.Tensor.backward, drawn.waiting
 
     def moved(batch: Any, *args: Any, **kwargs: Any) -> Any:
         with clock.inside("transfer"):
@@ -272,3 +272,4 @@ def followed(clock: Follower, drawn: Drawn, optimizer: Any) -> Iterator[None]:
             yield
         finally:
             stepped.remove()
+            drawn.waiting = waiting

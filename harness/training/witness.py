@@ -53,7 +53,7 @@ class Witness:
 
     def take(self, step: int, evaluation: Callable[[], Reported]) -> None:
         """Evaluate after so many steps, and note what is seen."""
-        model, started = self._work.model, perf_counter()
+        model = self._work.model
         modes = {name: module.training for name, module in model.named_modules()}
         before, self._pass = self._state(), _Pass()
         with ExitStack() as hooks:
@@ -62,7 +62,9 @@ class Witness:
                 model.register_forward_hook(self._after_forward),
             ):
                 hooks.callback(handle.remove)
+            started = perf_counter()
             reported = evaluation()
+            seconds = perf_counter() - started
         after = self._state()
         if not self._scores:
             self._keep()
@@ -70,7 +72,7 @@ class Witness:
         self._scores.append(
             record.Score(
                 step=step,
-                seconds=perf_counter() - started,
+                seconds=seconds,
                 figures=reported.figures,
                 intervals={name: self._interval(name, reported.answers) for name in self._split.metrics},
                 answers=_columns(reported.answers),
