@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from harness.errors import count, shown
+from harness.errors import HarnessError, count, shown
 from harness.exploration import Trial
 
 if TYPE_CHECKING:  # a run without experiments names its store, and no more
@@ -54,6 +54,28 @@ class Store:
         name = f"{self.run}.{self.part}.jsonl" if self.part else f"{self.run}.jsonl"
         return self.folder / "records" / name
 
+    def prepare(self, exploring: bool = False) -> None:
+        """Make the folder, and see that what comes can be written there: before a training, not after it.
+
+        Args:
+            exploring: whether texts that break a law are to be kept, too.
+
+        Raises:
+            HarnessError: something is in the way; says what.
+        """
+        folder, files = self.path.parent, [self.folder / "latest.md", *[self.explored] * exploring]
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise HarnessError(f"found {there}, which is a file, expected a folder")
+        if found := next((file for file in files if file.is_dir()), None):
+            raise HarnessError(f"found {found}, which is a folder, expected a file")
+        if closed := next((path for path in (there, *files) if path.exists() and not os.access(path, os.W_OK)), None):
+            raise HarnessError(f"found {closed}, which cannot be written: {os.strerror(errno.EACCES)}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HarnessError(f"found {folder}, which cannot be made: {error.strerror or error}") from None
+
     def append(self, record: Record) -> None:
         """Write one line and hand it to the disk: what comes after may crash, the line stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +85,11 @@ class Store:
             file.write(b"\n" * torn + record.to_json().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    @property
+    def explored(self) -> Path:
+        """Texts that broke a law, a line each."""
+        return self.folder / "explored.jsonl"
 
     @property
     def traces(self) -> Path:
@@ -86,13 +113,12 @@ class Store:
         """Keep texts that broke a law, for every later run: in ``explored.jsonl``."""
         if trial not in self.trials(experiment):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "explored.jsonl").open("a", encoding="utf-8") as file:
+            with self.explored.open("a", encoding="utf-8") as file:
                 file.write(trial.to_json(experiment=experiment) + "\n")
 
     def trials(self, experiment: str) -> tuple[Trial, ...]:
         """What broke a law of the experiment in earlier runs."""
-        path = self.folder / "explored.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = self.explored.read_bytes().splitlines() if self.explored.exists() else []
         return tuple(dict.fromkeys(trial for line in lines if (trial := Trial.from_json(line, experiment=experiment))))
 
     def read(self) -> Reading:

@@ -682,15 +682,66 @@ def test_reports_go_where_they_are_told(project: Project, monkeypatch: pytest.Mo
     result.stdout.fnmatch_lines(["report: out/latest.md"])
 
 
-def test_reports_must_be_a_folder(project: Project) -> None:
-    """`--reports FILE` is a usage error before anything trains."""
+@pytest.mark.parametrize(
+    ("there", "options", "found"),
+    [
+        ("out", [], "out, which is a file, expected a folder"),
+        ("out/records", [], "out/records, which is a file, expected a folder"),
+        ("out/latest.md/", [], "out/latest.md, which is a folder, expected a file"),
+        ("out/explored.jsonl/", ["--explore=2"], "out/explored.jsonl, which is a folder, expected a file"),
+    ],
+)
+def test_a_report_folder_that_cannot_be_written_is_known_before_anything_trains(
+    project: Project, there: str, options: list[str], found: str
+) -> None:
+    """What stands in the way of records and reports is a usage error before a training, which would be lost."""
     project.experiment()
+    path = project.path / there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if there.endswith("/") else path.touch()
 
-    result = project.run("experiments", "--reports", "pytest.ini")
+    result = project.run("experiments", "--reports=out", *options)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--reports: found *pytest.ini, which is a file, expected a folder"])
+    result.stderr.fnmatch_lines([f"ERROR: --reports: found */{found}"])
     assert project.asked() == []
+
+
+def test_under_xdist_each_case_says_that_the_report_folder_cannot_be_written(project: Project) -> None:
+    """A worker cannot refuse the session, but trains nothing that would be lost."""
+    project.experiment()
+    (project.path / "reports").touch()
+
+    result = project.spawn("experiments", "-n1", "-k", "trains")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["--reports: found */reports, which is a file, expected a folder"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+    assert project.asked() == []
+
+
+def test_what_exploring_does_not_need_is_not_in_the_way(project: Project) -> None:
+    """Without `--explore` nobody writes `explored.jsonl`; and collecting alone makes no folder."""
+    project.experiment()
+    assert project.run("experiments", "--collect-only").ret == 0
+    assert not (project.path / "reports").exists()
+    (project.path / "reports" / "explored.jsonl").mkdir(parents=True)
+
+    assert project.run("experiments").ret == 0
+
+
+def test_a_report_that_cannot_be_written_is_no_crash(project: Project) -> None:
+    """A disk that is full at the end takes the page and nothing else: the table and the records are there."""
+    project.experiment()
+    project.engine(more="def pytest_sessionfinish(session):\n    (session.path / 'reports' / 'latest.md').mkdir()\n")
+
+    result = project.run("experiments")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["1 case: 1 finished*", "report: reports/latest.md cannot be written: *; `harness report` makes it again"]
+    )
+    assert len(project.records()) == 1
 
 
 def test_runs_add_up_and_the_report_is_of_the_last(project: Project) -> None:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.plugin.node import ExperimentFile, ExperimentItem, check_devices
-from harness.plugin.stash import ACTIONS, BASELINES, SESSION, STORE, SUMMARY, reports_of, session_of, store_of
+from harness.plugin.stash import (
+    ACTIONS,
+    BASELINES,
+    REPORT,
+    SESSION,
+    STORE,
+    SUMMARY,
+    not_ready,
+    reports_of,
+    session_of,
+    store_of,
+)
 
 if TYPE_CHECKING:  # what a run without experiments should not have to import
     from harness.compare.baseline import Baselines
@@ -89,8 +100,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--explore: found {explore}, expected a number of data sets, 1 or more")
     if given := config.getoption("baseline"):
         config.stash[BASELINES] = _baselines(config.invocation_params.dir / given)
-    if reports_of(config).exists() and not reports_of(config).is_dir():
-        raise pytest.UsageError(f"--reports: found {reports_of(config)}, which is a file, expected a folder")
     traces = reports_of(config) / "traces"
     if config.getoption("profile", False) and traces.exists() and not traces.is_dir():
         raise pytest.UsageError(f"--profile: found {traces}, which is a file, expected a folder")
@@ -181,6 +190,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         answered |= names
         if item.law is not None:
             session_of(session.config).want(item.law, item.cases)
+    runs = items and not session.config.option.collectonly
+    # A worker of pytest-xdist cannot refuse: its cases do.
+    if runs and not hasattr(session.config, "workerinput") and (why := not_ready(session.config)):
+        raise pytest.UsageError(why)
 
 
 # Fixtures, for laws of one's own
@@ -226,7 +239,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
         reading = config.stash[STORE].read()
         config.stash[SUMMARY] = summary = summarise(reading.records, reading.problems)
-        (reports_of(config) / "latest.md").write_text(markdown(summary), encoding="utf-8")
+        path = reports_of(config) / "latest.md"
+        config.stash[REPORT] = f"report: {os.path.relpath(path)}"
+        try:
+            path.write_text(markdown(summary), encoding="utf-8")
+        except OSError as error:  # a full disk
+            config.stash[REPORT] += f" cannot be written: {error.strerror or error}; `harness report` makes it again"
     if ACTIONS in config.stash:
         config.stash[ACTIONS].write(config.stash.get(SUMMARY, None))
 
@@ -239,7 +257,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
         terminalreporter.section("fine-tuning")
         terminalreporter.write_line(terminal(config.stash[SUMMARY]))
-        terminalreporter.write_line(f"report: {os.path.relpath(reports_of(config) / 'latest.md')}")
+        terminalreporter.write_line(config.stash[REPORT])
         if config.getoption("profile", False):
             traces = store_of(config).traces
             left = os.path.relpath(traces) if traces.exists() else "none, for no case left one"

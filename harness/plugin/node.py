@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.plugin.judgement import Replay, law_function, no_regression, step_throughput, step_throughput_alone
-from harness.plugin.stash import BASELINES, session_of
+from harness.plugin.stash import BASELINES, not_ready, session_of
 
 if TYPE_CHECKING:
     from harness.errors import InvalidExperiment
@@ -140,6 +140,8 @@ class CaseNode(pytest.Collector):
 
     def setup(self) -> None:
         """Obtain the record."""
+        if hasattr(self.config, "workerinput") and (why := not_ready(self.config)):
+            pytest.fail(why, pytrace=False)
         self.record = session_of(self.config).record(self.case)
 
     def teardown(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # what a run without experiments should not have to import
 
 STORE: pytest.StashKey[Store] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
+REPORT: pytest.StashKey[str] = pytest.StashKey()
+"""Where the report is, as the terminal is told."""
 SUMMARY: pytest.StashKey[Summary] = pytest.StashKey()
 BASELINES: pytest.StashKey[Baselines] = pytest.StashKey()
 ACTIONS: pytest.StashKey[Actions] = pytest.StashKey()
@@ -48,3 +50,14 @@ def reports_of(config: pytest.Config) -> Path:
     """The folder that the command line names, or that below the root directory."""
     given = config.getoption("reports")
     return config.invocation_params.dir / given if given else config.rootpath / "reports"
+
+
+def not_ready(config: pytest.Config) -> str:
+    """Why nothing can be written to the report folder, which is made if it is not there; empty if all is well."""
+    from harness.errors import HarnessError
+
+    try:
+        store_of(config).prepare(exploring=config.getoption("explore") is not None)
+    except HarnessError as error:
+        return f"--reports: {error}"
+    return ""
