@@ -51,6 +51,35 @@ print(returned, kept, faults(18 << 20))  # fits into no gap that is left
     assert again == pytest.approx(2 * returned, rel=0.1)
 
 
+def test_each_way_is_timed_as_it_is_after_a_step() -> None:
+    """Neither the growing of a heap that is kept, nor one that the other way has left, is part of the time."""
+
+    code = """
+import resource, torch
+from harness.training import allocator, choice
+
+def in_turns(ways, ready):
+    found = choice.in_turns(ways, lambda name: (ready(name), faults.append((name, count()))))
+    return found
+
+def count():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def passes():
+    before = count()
+    torch.ones(9 << 20)  # 36 MiB: 9,216 pages of 4 KiB
+    seen.append(count() - before)
+
+seen, faults, allocator.in_turns = [], [], in_turns
+allocator._measured(passes)
+timed = seen[1::2]
+print(max(timed[2::2]), min(timed[3::2]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    kept, returned = map(int, done.stdout.split())
+    assert kept < 0.1 * returned, done.stderr
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_losses_are_the_same(loop: str) -> None:
     """To the bit, whatever becomes of memory; the record says why it is kept."""
@@ -63,8 +92,9 @@ def test_losses_are_the_same(loop: str) -> None:
 def test_auto_keeps_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: float, keeps: bool) -> None:
     """By a tenth at least, and measuring changes no loss."""
 
-    def timed(ways: dict[str, Callable[[], None]]) -> dict[str, tuple[float, int]]:
-        for way in ways.values():
+    def timed(ways: dict[str, Callable[[], None]], ready: Callable[[str], None]) -> dict[str, tuple[float, int]]:
+        for name, way in ways.items():
+            ready(name)
             way()
         return {"kept": (seconds, 5), "returned": (1.0, 5)}
 

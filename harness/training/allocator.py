@@ -66,16 +66,16 @@ def settle(declared: bool | str, trial: Trial) -> tuple[bool, str]:
 
 
 def _measured(passes: Callable[[], None]) -> tuple[bool, str]:
-    def keeping() -> None:
-        _tell(_KEPT)
-        passes()
-
-    def returning() -> None:
-        _tell(_RETURNED)
+    def ready(name: str) -> None:
+        """As after a step: a heap that has grown to what is kept, or one that has nothing of it left."""
+        if name == "kept":
+            _tell(_KEPT)
+        else:
+            _give_back()
         passes()
 
     try:
-        took = in_turns({"kept": keeping, "returned": returning})
+        took = in_turns({"kept": passes, "returned": passes}, ready)
     finally:
         _give_back()  # or it would count as held by the training
     (fast, turns), (slow, _) = took["kept"], took["returned"]
@@ -85,6 +85,7 @@ def _measured(passes: Callable[[], None]) -> tuple[bool, str]:
 
 
 def _give_back() -> None:
+    """All that is free, now and from now on."""
     _tell(_RETURNED)
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -78,12 +78,20 @@ def settle(
         return measure()
 
 
-def in_turns(ways: Mapping[str, Callable[[], None]]) -> dict[str, tuple[float, int]]:
-    """Median seconds of each, and the number of turns; the first is not counted, unless it takes too long alone."""
+def in_turns(
+    ways: Mapping[str, Callable[[], None]], ready: Callable[[str], None] = lambda name: None
+) -> dict[str, tuple[float, int]]:
+    """Median seconds of each, and the number of turns; the first is not counted, unless it takes too long alone.
+
+    Args:
+        ways: what is timed.
+        ready: brings the process into the state that a way of this name leaves it in; not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     began = perf_counter()
     for _ in range(TURNS + 1):
         for name, way in ways.items():
+            ready(name)
             started = perf_counter()
             way()
             seconds[name].append(perf_counter() - started)
