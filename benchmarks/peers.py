@@ -3,8 +3,8 @@
 In one process, in turn, round after round: each trains a copy of the same weights on the same texts for two epochs, of
 which the second is timed: from the end of the first's last step to the end of its own. So neither setting up nor the
 first step, which allocates gradients and moments, is in anybody's time. All take the texts in their order, so that
-batches are the same, but for those that are said to group them by length, and nobody clips. The first round warms up,
-is not counted, and has no dropout: there all losses must be equal.
+batches are the same, but for those that are said to group them by length, and nobody clips. A first training of each is
+without dropout, and there all losses must be equal; then a round warms up that is not counted.
 
     pip install -e '.[sample]' lightning optimum-benchmark
     python benchmarks/peers.py --rounds 10
@@ -497,12 +497,14 @@ def unlike(losses: Mapping[str, Sequence[float]]) -> Iterator[str]:
         yield f"{name} {far:.1g}" + ("" if far <= most else f", MORE THAN {most:g}: it trains something else")
 
 
-def interval(ratios: list[float]) -> tuple[float, float]:
-    """Of the median, at 95 % or more: order statistics, whatever the distribution (Conover, 3.2)."""
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Of the median, at 95 % or more: order statistics, whatever the distribution (Conover, 3.2). Fewer than six are
+    too few for that: then from the lowest to the highest.
+    """
     size, ordered = len(ratios), sorted(ratios)
     below = [sum(math.comb(size, k) for k in range(place + 1)) / 2**size for place in range(size // 2)]
-    place = max((place for place, share in enumerate(below) if 2 * share <= 0.05), default=-1)
-    return (ordered[place + 1], ordered[-place - 2]) if place >= 0 else (ordered[0], ordered[-1])
+    place = max((place for place, share in enumerate(below) if 2 * share <= 0.05), default=0)
+    return ordered[place], ordered[-place - 1]
 
 
 def table(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> Iterator[list[str]]:
@@ -516,8 +518,11 @@ def table(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> Iterator[li
 
 
 def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
-    """Of the best in fp32: operations of real tokens a second, of the most that a product of matrices had."""
-    settings = stage.settings(packing=stage.device.name == "cpu")
+    """Of the best in fp32: operations a second, of the most that a product of matrices had. On a CPU they are those of
+    real tokens alone.
+    """
+    packs = stage.device.name == "cpu"
+    settings = stage.settings(packing=packs)
     work = workload.prepare(stage.loaded, settings, stage.device)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # the counter knows its products
@@ -528,8 +533,8 @@ def utilisation(stage: Stage, found: Mapping[str, tuple[Trained, ...]]) -> str:
     )
     rate, most = counter.get_total_flops() / EPOCHS / seconds, ceiling.products(stage.device, torch.float32)
     return (
-        f"{name}: {rate / 1e9:.1f} GFLOP/s of real tokens, {rate / most:.0%} of the {most / 1e9:.1f} that a product of "
-        "square matrices has here"
+        f"{name}: {rate / 1e9:.1f} GFLOP/s of {'real' if packs else 'all'} tokens, {rate / most:.0%} of the "
+        f"{most / 1e9:.1f} that a product of square matrices has here"
     )
 
 
