@@ -19,9 +19,13 @@ from harness.errors import HarnessError, InvalidExperiment, count, meant
 from harness.option import add_margin, add_page, put, writable
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from harness.compare import Comparison, Table
+    from harness.experiment import Experiment, Laws
     from harness.journal import Journal
     from harness.mutation import Mutant, Subject
+    from harness.plan import Case
     from harness.record import Record
     from harness.training.fault import Fault
 
@@ -175,18 +179,10 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from harness.experiment import read
-
-    files, status = _experiments(options.paths), 0
-    for file in files:
-        try:
-            read(file, _laws())
-        except InvalidExperiment as error:
-            print(error)
-            status = 1
-    if status == 0:
-        print(f"{len(files)} experiment{'s' * (len(files) != 1)}: no mistakes")
-    return status
+    found = _read(_experiments(options.paths))
+    wrong = [each for each in found if isinstance(each, InvalidExperiment)]
+    print("\n".join(map(str, wrong)) if wrong else f"{count(len(found), 'experiment')}: no mistakes")
+    return 1 if wrong else 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -249,7 +245,6 @@ def _mutate(options: argparse.Namespace) -> int:
     begin with.
     """
     from harness import plan
-    from harness.experiment import read
     from harness.journal import Journal
     from harness.laws import LAWS
     from harness.mutation import Mutation, Subject, mutants
@@ -262,8 +257,11 @@ def _mutate(options: argparse.Namespace) -> int:
         if name not in known:
             raise HarnessError(f"{name}: no such fault" + (f"; {hint}" if (hint := meant(name, known)) else ""))
     root = Path.cwd()
-    experiments = [read(file, _laws()) for file in _experiments(options.paths)]
-    cases = [case for one in experiments for case in plan.cases(one, [options.device], root=root, override=True)]
+    cases: list[Case] = []
+    for one in _read(_experiments(options.paths)):
+        if isinstance(one, InvalidExperiment):
+            raise one
+        cases += plan.cases(one, [options.device], root=root, override=True)
     runs = runner(root)
     subjects: list[Subject[Fault]] = [Subject(case, LAWS, runs) for case in cases]
     chosen = [known[name] for name in options.only or known]
@@ -436,10 +434,40 @@ def _none(addresses: Sequence[str], problems: Sequence[str], said: str) -> Harne
     return HarnessError("\n".join([*problems, f"{', '.join(addresses)}: {said}"]))
 
 
-def _laws() -> dict[str, type]:
+def _laws() -> dict[str, type[BaseModel]]:
     from harness.laws import LAWS
 
     return {law.name: law.options for law in LAWS}
+
+
+def _read(files: Sequence[Path]) -> list[Experiment | InvalidExperiment]:
+    """Each experiment, or its mistakes. Only where one names a law that is none of ours does pytest load the
+    `conftest.py` files around it, which takes a second.
+
+    Raises:
+        HarnessError: pytest cannot load them.
+    """
+    from harness.plugin.node import own_laws
+
+    found = {file: _attempt(file, _laws()) for file in files}
+    for file, laws in own_laws([file for file, one in found.items() if _names_laws(one)]).items():
+        found[file] = _attempt(file, {**_laws(), **laws})
+    return list(found.values())
+
+
+def _names_laws(found: Experiment | InvalidExperiment) -> bool:
+    """Whether a mistake is about a law."""
+    keys = [mistake.key for mistake in found.mistakes] if isinstance(found, InvalidExperiment) else []
+    return any(section in key for key in keys for section in ("invariants.", "expect_broken."))
+
+
+def _attempt(file: Path, laws: Laws) -> Experiment | InvalidExperiment:
+    from harness.experiment import read
+
+    try:
+        return read(file, laws)
+    except InvalidExperiment as error:
+        return error
 
 
 def _experiments(paths: Sequence[Path]) -> tuple[Path, ...]:

@@ -122,6 +122,31 @@ def test_check_prints_every_mistake(project: Project, run: Harness) -> None:
     ]
 
 
+def test_check_knows_laws_of_ones_own(project: Project, run: Harness) -> None:
+    """A file may name the laws of the conftest.py around it, and gets a hint for one that is spelled nearly so."""
+    project.engine(more="import harness\n@harness.invariant\ndef loss_halves(record): pass\n")
+    project.experiment("experiments/a.yaml", more="invariants: {loss_halves: false}")
+    project.experiment("elsewhere/b.yaml", more="expect_broken: {loss_halfs: why}")
+
+    assert run("check", "experiments") == (0, "1 experiment: no mistakes\n", "")
+    status, out, err = run("check", "experiments", "elsewhere")
+    assert (status, err) == (1, "")
+    assert out.startswith("elsewhere/b.yaml:5: expect_broken.loss_halfs: found an unknown law, expected one that ")
+    assert out.endswith("; did you mean 'loss_halves'?\n")
+
+
+def test_check_of_a_law_behind_a_broken_conftest_is_none(project: Project, run: Harness) -> None:
+    """If the conftest.py that may have the law cannot be loaded, nothing is said about the file; pytest says why."""
+    project.write("conftest.py", "import nowhere_to_be_found\n")
+    project.experiment("experiments/a.yaml", more="invariants: {loss_halves: false}")
+
+    status, out, err = run("check", "experiments")
+
+    assert (status, out) == (2, "")
+    assert "nowhere_to_be_found" in err
+    assert err.endswith("pytest cannot load the conftest.py around experiments/a.yaml\n")
+
+
 @pytest.mark.parametrize("command", ["check", "plan"])
 def test_a_path_that_is_not_there_is_named(run: Harness, command: str) -> None:
     """It is an error with the path, and nothing else is done."""

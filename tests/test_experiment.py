@@ -454,8 +454,8 @@ ADDED = {
     "unknown law": (
         "invariants:\n  loss_decrease: false",
         (
-            "6: invariants.loss_decrease: found an unknown key, expected one of loss_decreases, head_is_new; "
-            "did you mean 'loss_decreases'?"
+            "6: invariants.loss_decrease: found an unknown law, expected one that `harness explain` lists, or one of a "
+            "conftest.py around the file; did you mean 'loss_decreases'?"
         ),
     ),
     "unknown option": (

@@ -28,6 +28,9 @@ _EXPECTED = {
     "literal_error": "{expected}",
 }
 
+_LAWS: tuple[Location, ...] = (("invariants",), ("expect_broken",))
+"""Sections whose keys are laws: too many to list."""
+
 
 def mistake(error: ErrorDetails, tree: Node, laws: Laws) -> Mistake:
     """Pydantic's error in the words of an experiment file, at the line that caused it."""
@@ -40,6 +43,9 @@ def mistake(error: ErrorDetails, tree: Node, laws: Laws) -> Mistake:
             return node.mistake(location, "nothing", _EXPECTED[kind])
         case "extra_forbidden":
             keys = known_keys(location[:-1], laws)
+            if location[:-1] in _LAWS:
+                expected = "one that `harness explain` lists, or one of a conftest.py around the file"
+                return node.mistake(location, "an unknown law", expected, meant(str(location[-1]), keys))
             expected = f"one of {', '.join(keys)}" if keys else "no options: this law has none"
             return node.mistake(location, "an unknown key", expected, _meant_key(str(location[-1]), location, keys))
     return node.mistake(location, shown(error["input"]), _expected(error, laws), _hint(error, laws))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,8 @@ from harness.plugin.judgement import Replay, law_function, no_regression, step_t
 from harness.plugin.stash import BASELINES, not_ready, session_of
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from harness.errors import InvalidExperiment
     from harness.experiment.line import Lines
     from harness.laws import Law
@@ -243,6 +247,41 @@ def _own_laws(config: pytest.Config, path: Path) -> dict[str, Callable[..., None
         for name, function in vars(conftest).items()
         if getattr(function, "is_harness_invariant", False)
     }
+
+
+class _Conftests:
+    """A plugin that lets pytest load the `conftest.py` files around some files, and collect nothing."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self.laws: dict[Path, dict[str, type[BaseModel]]] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self, session: pytest.Session) -> bool:
+        """Look at what was loaded; true stops other plugins from collecting."""
+        from harness.laws import NoOptions
+
+        for file in self.files:
+            self.laws[file] = dict.fromkeys(_own_laws(session.config, file.absolute()), NoOptions)
+        return True
+
+
+def own_laws(files: Sequence[Path]) -> dict[Path, dict[str, type[BaseModel]]]:
+    """The laws of the `conftest.py` files around each of the files, with their options.
+
+    Raises:
+        HarnessError: pytest cannot load them; it has said why on standard error.
+    """
+    from harness.errors import HarnessError
+
+    if not files:
+        return {}
+    conftests = _Conftests(files)
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", *map(str, files)], plugins=[conftests])
+    if not conftests.laws:
+        raise HarnessError(f"pytest cannot load the conftest.py around {', '.join(map(str, files))}")
+    return conftests.laws
 
 
 def _laws_on(cases: Iterable[Case]) -> set[str]:
