@@ -1,6 +1,7 @@
 """The machine beside the case: what it says, what it cannot say, and when a figure is void for it."""
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from harness.account import SHARED, SLOWED, STOLEN
 from harness.errors import Unavailable
 from harness.record import Record
 from harness.throughput import NotMeasured, Throughput, throughput
-from harness.training.devices import find
+from harness.training.devices import Device, PeakMemory, find
 from harness.training.machine import Conditions, Gpu, Rapl, gpu, meter, ticks, usable
 from harness.training.timing import StepClock
 
@@ -298,3 +299,18 @@ def test_rocm_is_no_build_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.version, "hip", "6.4")
     with pytest.raises(Unavailable, match="finds none"):
         find("cuda")
+
+
+def test_what_hangs_in_a_circle_is_let_go_before_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Trainer of the case before does, with model and moments: they would count as memory of this one."""
+
+    class Circle:
+        def __init__(self) -> None:
+            self.own = self
+
+    said: list[str] = []
+    left = weakref.ref(Circle())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append(f"emptied, with the circle {left()}"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: said.append(f"reset on {device}"))
+    PeakMemory(Device("cuda", torch.device("cuda", 1))).watch()
+    assert said == ["emptied, with the circle None", "reset on cuda:1"]

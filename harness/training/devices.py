@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ def find(name: str) -> Device:
     return Device(name, torch.device(kind))
 
 
+def clear(device: Device) -> None:
+    """Give back what earlier cases have left on a GPU: the Trainer and its callbacks hold each other, and with them
+    model and optimizer, until Python looks for such circles.
+    """
+    if device.torch.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def accelerate_on(device: torch.device) -> Iterator[None]:
     """Accelerate, below the Trainer, takes the first GPU unless this variable names another."""
@@ -111,8 +121,8 @@ def here() -> tuple[tuple[str, str], ...]:
 class PeakMemory:
     """The most memory held between `watch` and `read`.
 
-    CUDA: bytes that torch's allocator had handed out, and those that it had taken from the device; what it keeps of
-    earlier cases is given back first, or it would count as reserved by this one. CPU: resident bytes of this process,
+    CUDA: bytes that torch's allocator had handed out, and those that it had taken from the device; what is kept of what
+    came before is given back first, or it would count as this case's. CPU: resident bytes of this process,
     weights of other cases included, by the kernel's own high-water mark (``VmHWM``, set back through
     ``/proc/self/clear_refs``, Linux only: proc(5)).
     """
@@ -123,8 +133,8 @@ class PeakMemory:
 
     def watch(self) -> None:
         """Start from here."""
+        clear(self._device)
         if self._device.torch.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device.torch)
         elif self._device.torch.type == "cpu":
             with contextlib.suppress(OSError):
@@ -148,7 +158,7 @@ class PeakMemory:
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Hold torch's fp32 matmul at full precision (no TF32) for what runs inside, and put back what was set."""
+    """Compute products of fp32 matrices in full inside (``highest``), or in TF32 (``high``); put back what was set."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -116,6 +116,7 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     case, evidence, settings = job.case, job.evidence, job.case.settings
     device = devices.find(settings.device or "cpu")
     devices.require(device, settings.precision, settings.train.loop)
+    devices.clear(device)
     evidence["environment"] = environment.on(device, evidence["environment"])
     loaded = _with(job.fault, job.shelf.take(case.path, settings), patch)
     work = job.fault.seed(workload.prepare(loaded, settings, device), patch)
