@@ -202,8 +202,8 @@ def test_auto_packs_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds:
     assert found.settings["train.packing"] is packs
     assert found.checkpoint is not None
     assert found.checkpoint.attention == ("sdpa_packed" if packs else "sdpa")
-    says = f"train.packing is auto: 2 batches forth and back in {seconds:g} s packed, 1 s padded (median of 5 turns)"
-    assert found.checkpoint.attention_reason == says
+    took = f"2 batches forward and backward in {seconds:g} s packed, 1 s padded (median of 5 turns)"
+    assert found.checkpoint.attention_reason == f"train.packing is auto: {took}"
     assert law_of(found).outcome == ("held" if packs else "not applicable")
 
 

@@ -110,7 +110,7 @@ def _measured(trial: Trial, passes: int) -> tuple[bool, str]:
 
 
 def uncompiled(trial: Trial, batches: list[Any]) -> float:
-    """Seconds of a pass forth and back, after one that warms up."""
+    """Seconds of a forward and a backward pass, after one that warms up."""
     model = trial.copied()
     trial.passes(model, batches[:1])
     started = perf_counter()

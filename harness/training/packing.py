@@ -46,8 +46,8 @@ DECODERS = (
     "smollm3",
     "starcoder2",
 )
-"""Types of models whose tokens take the places that they are told, and meet in attention alone: in those of 5.23, as
-`packing_changes_nothing` says of each."""
+"""Types of models whose tokens take the positions that they are told, and meet in attention alone: of transformers
+5.23, as `packing_changes_nothing` says of each."""
 _BY_TOKEN = ("hidden_states", "inputs_embeds", "token_type_ids", "position_ids")
 """What a stack of layers may get that is of rows x places, or rows x places x width."""
 
@@ -237,7 +237,7 @@ def _measured(trial: Trial) -> tuple[bool, str]:
     ways = {"padded": padded, "packed": packed}
     took = in_turns({name: partial(trial.passes, way, batches) for name, way in ways.items()})
     (fast, turns), (slow, _) = took["packed"], took["padded"]
-    says = f"{len(batches)} batches forth and back in {fast:.3g} s packed, {slow:.3g} s padded"
+    says = f"{len(batches)} batches forward and backward in {fast:.3g} s packed, {slow:.3g} s padded"
     return fast < (1 - GAIN) * slow, f"train.packing is auto: {says} (median of {count(turns, 'turn')})"
 
 

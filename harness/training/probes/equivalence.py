@@ -179,7 +179,7 @@ def _nudged(model: Any) -> Any:
 
 
 def _way(work: Workload, model: Any, batch: Batch, *, exact: bool = False) -> _Way:
-    """The batch forth and back, in the case's precision or in fp32; random numbers are the same each time."""
+    """A forward and a backward pass, in the case's precision or in fp32; random numbers are the same each time."""
     device = work.device.torch
     for parameter in model.parameters():
         parameter.grad = None
