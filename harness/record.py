@@ -641,6 +641,7 @@ class Record(Part):
     reason: str = ""
     """One sentence for every outcome but `finished`."""
     traceback: str = ""
+    """Of a crash; of an error that the harness itself reports, what `reason` leaves out of its message."""
     started: datetime
     seconds: float
     """Wall time of the whole case: loading, training, probes."""

@@ -28,7 +28,10 @@ Kept = TypeVar("Kept", bound="Part")
 
 
 NAMED = 20
-"""Lines of a file that are named where they are no records: a file of something else has many."""
+"""Lines of a file that are named where they are no records."""
+
+NOT_JSON = "not JSON"
+"""What is said of a line that does not even begin as a record does."""
 
 
 def new_run() -> str:
@@ -199,6 +202,7 @@ def _gather(contents: Iterable[Content]) -> Reading:
             problems.append(f"{file}: {content}")
             continue
         wrong: list[str] = []
+        foreign = True  # a file of something else: its first line says enough
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
@@ -207,7 +211,9 @@ def _gather(contents: Iterable[Content]) -> Reading:
                 wrong.append(f"{file}:{number}: {found}")
             else:
                 records.extend(found)
-        problems += wrong if len(wrong) <= NAMED else [*wrong[:NAMED], f"{file}: {len(wrong) - NAMED} more such lines"]
+            foreign = foreign and isinstance(found, str) and found.startswith(NOT_JSON)
+        named = 1 if foreign else NAMED
+        problems += wrong if len(wrong) <= named else [*wrong[:named], f"{file}: {len(wrong) - named} more such lines"]
     return Reading(tuple(records), tuple(problems))
 
 
@@ -242,7 +248,7 @@ def parsed(line: bytes, model: type[Kept], number: str, newest: int) -> Kept | s
         text = line.decode("utf-8-sig")  # some editors on Windows put a signature first
         data = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):
-        return f"torn line, expected a {what}"
+        return f"{'torn line' if line.lstrip().startswith(b'{') else NOT_JSON}, expected a {what}"
     found = data.get(number) if isinstance(data, dict) else None
     if not isinstance(found, int):
         return f"not a {what}: found no number under '{number}', expected a JSON object with one"

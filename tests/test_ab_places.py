@@ -225,6 +225,18 @@ def test_what_is_printed_before_a_side_begins_is_no_answer(live: Callable[[str],
     assert live('echo hello; echo 1; echo "{\\"cases\\": []}"').hear() == {"cases": []}
     with pytest.raises(SideFailed, match="v1: its process ended with status 3\nno torch"):
         live("echo no torch >&2; exit 3").hear()
+    with pytest.raises(SideFailed, match="v1: its process was killed by signal 15"):
+        live("kill -TERM $$").hear()
+
+
+def test_mistakes_are_named_as_in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not in the worktree that a revision is checked out in, which is gone when they are read."""
+    errors = [f"{tmp_path}/experiments/a.yaml:2: found a list, expected text"]
+    monkeypatch.setattr(Scripted, "hear", lambda self: {"cases": [], "errors": errors})
+    monkeypatch.setattr(job, "Live", Scripted)
+    side = Side("v1", tmp_path, Path("python"))
+    with pytest.raises(SideFailed, match=r"not valid:\nexperiments/a\.yaml:2: found"):
+        compare_sides(side, side, Job(("experiments",)))
 
 
 def test_what_this_process_finds_is_not_installed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from project import Project, messages, outcomes
-from records import PROBES, record
+from records import HEALTHY, PROBES, record
 from test_compare import HERE, STEPS, trained
 
 from harness.__main__ import main
@@ -116,9 +116,10 @@ def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ('{"baseline": 1, "rec', "torn line, expected a baseline"),
-        ("[" * 100_000, "torn line, expected a baseline"),
+        ("[" * 100_000, "not JSON, expected a baseline"),
         ("[]", "not a baseline: found no number under 'baseline', expected a JSON object with one"),
         ('{"format": 1}', "not a baseline: found no number under 'baseline', expected a JSON object with one"),
+        (HEALTHY.to_json(), "a record, expected a baseline: `harness baseline accept` makes one of it"),
         ('{"baseline": 9}', "baseline of format 9, this harness reads up to 1; upgrade pytest-finetune"),
         ('{"baseline": 1}', "not a baseline: accepted: found nothing, expected this field"),
         (
@@ -126,7 +127,7 @@ def test_a_baseline_file_comes_back_as_it_was(tmp_path: Path) -> None:
             "not a baseline: records: found an empty list, expected at least 1 item",
         ),
     ],
-    ids=["torn", "deep", "list", "record", "newer", "empty", "no records"],
+    ids=["torn", "deep", "list", "neither", "record", "newer", "empty", "no records"],
 )
 def test_a_line_that_is_no_baseline_is_named(tmp_path: Path, line: str, said: str) -> None:
     """A gate must not pass because its file is broken: the first bad line is an error, with its place."""

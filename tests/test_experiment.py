@@ -592,7 +592,14 @@ DATA = {
     "number": ("[a, 5]", "[1, 0]", "3: data.sequences[1]: found 5, expected text; put it in quotes"),
     "text": ("all of it", "[1]", "3: data.sequences: found 'all of it', expected a list"),
     "negative": ("[a, b]", "\n  - 0\n  - -1", "6: data.labels[1]: found -1, expected a number of at least 0"),
-    "text label": ("[a, b]", "[0, good]", "4: data.labels[1]: found 'good', expected a whole number"),
+    "text label": (
+        "[a, b]",
+        "[0, good]",
+        (
+            "4: data.labels[1]: found 'good', expected a whole number; number the classes from 0, and name them in "
+            "data.label_names"
+        ),
+    ),
     "no labels": ("[a, b]", "", "4: data.labels: found nothing, expected a list"),
 }
 
@@ -737,7 +744,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     ),
     "tab": (
         "a:\n\tb: c\n",
-        "2: found a syntax error (found character that cannot start any token), expected valid YAML",
+        "2: found a tab before the text, expected spaces",
     ),
     "colon": (
         "a: b\nc: d: e\n",
@@ -903,6 +910,23 @@ def test_include_alone(folder: Folder) -> None:
     """Without lists, the entries are the points."""
     text = GOOD + "matrix:\n  include:\n  - {train.seed: 3}\n  - {train.seed: 4, precision: bf16}\n"
     assert values(folder.read(text)) == [{"train.seed": 3}, {"train.seed": 4, "precision": "bf16"}]
+
+
+def test_a_mistake_in_the_matrix_hides_no_other(folder: Folder) -> None:
+    """Values beside a mistake in the matrix are checked too, and what only the matrix says is not called missing."""
+    text = """\
+data: {sequences: [good, bad], labels: [1, 0]}
+matrix:
+  checkpoint.architecture: [bert, bort]
+  train.loop: trainers
+  precison: [fp32]
+"""
+    assert [mistake.partition(", expected")[0] for mistake in folder.mistakes(text)] == [
+        "a.yaml:3: checkpoint.architecture: found 'bort'",
+        "a.yaml:4: matrix.train.loop: found 'trainers'",
+        "a.yaml:4: train.loop: found 'trainers'",
+        "a.yaml:5: matrix.precison: found an unknown key",
+    ]
 
 
 def test_matrix_values_reach_the_settings(folder: Folder) -> None:

@@ -78,7 +78,7 @@ WRONG = {
         "{text: a, label: good}",
         (
             "6: data.rows[0].label: found 'good', expected a class (a whole number), a list of classes, or a number "
-            "with a point"
+            "with a point; number the classes from 0, and name them in data.label_names"
         ),
     ),
     "a label below 0": (

@@ -320,11 +320,12 @@ IN_STREAMS = (
 
 
 def crashes(folder: Path, name: str, content: bytes, said: dict[str, Any], expected: str) -> None:
-    """Training on that file ends before the first step, and says so."""
+    """Training on that file ends before the first step, and says so in a sentence, without a traceback."""
     (folder / name).write_bytes(content)
     record = trained(folder, files=name, **said)
     assert record.outcome == "crashed"
     assert record.reason.startswith(f"DataError: {expected}"), record.reason
+    assert "Traceback" not in record.traceback
     assert record.steps.loss == ()
 
 

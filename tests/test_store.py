@@ -193,8 +193,8 @@ def changed(key: str, value: object) -> str:
         (HEALTHY.to_json()[:-1], "torn line, expected a record"),
         (HEALTHY.to_json()[:200], "torn line, expected a record"),
         (b'{"format": 1, "experiment": "\xff\xfe"}', "torn line, expected a record"),
-        (b"\x00" * 8, "torn line, expected a record"),
-        ("[" * 100_000, "torn line, expected a record"),
+        (b"\x00" * 8, "not JSON, expected a record"),
+        ("[" * 100_000, "not JSON, expected a record"),
         ("[]", "not a record: found no number under 'format', expected a JSON object with one"),
         ('{"format": "1"}', "not a record: found no number under 'format', expected a JSON object with one"),
         ('{"experiment": "a.yaml"}', "not a record: found no number under 'format', expected a JSON object with one"),
@@ -241,6 +241,13 @@ def test_a_torn_last_line_leaves_the_others(tmp_path: Path) -> None:
     path = write(tmp_path, f"{RUN}.jsonl", HEALTHY.to_json(), HEALTHY.to_json()[:300])
 
     assert read([path]) == store.Reading((HEALTHY,), (f"{path}:2: torn line, expected a record",))
+
+
+def test_a_file_of_something_else_is_named_once(tmp_path: Path) -> None:
+    """Not line by line: a report, or an experiment, has many."""
+    path = write(tmp_path, "latest.md", "# Report", "", "| case |", "|---|")
+
+    assert read([path]).problems == (f"{path}:1: not JSON, expected a record", f"{path}: 2 more such lines")
 
 
 def test_empty_lines_are_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +97,8 @@ def _collected(live: Live) -> list[str]:
     """Names of the cases."""
     found = live.hear()
     if found["errors"]:
-        raise SideFailed("\n".join([f"{live.side.name}: experiments that are not valid:", *found["errors"]]))
+        errors = [each.replace(f"{live.side.folder}{os.sep}", "") for each in found["errors"]]
+        raise SideFailed("\n".join([f"{live.side.name}: experiments that are not valid:", *errors]))
     return list(found["cases"])
 
 

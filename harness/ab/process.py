@@ -151,8 +151,11 @@ class Live:
         raise self._died()
 
     def _died(self) -> SideFailed:
+        with suppress(subprocess.TimeoutExpired):  # it is ending: by itself, then its status is its own
+            self._process.wait(1)
         status = end(self._process)
-        return SideFailed(f"{self.side.name}: its process ended with status {status}\n{self._tail()}".rstrip())
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return SideFailed(f"{self.side.name}: its process {how}\n{self._tail()}".rstrip())
 
     def _tail(self) -> str:
         self._log.seek(0, os.SEEK_END)

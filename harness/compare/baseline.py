@@ -26,6 +26,7 @@ from harness.compare.measure import MARGIN, Unit, timed
 from harness.compare.statistic import Run, noise
 from harness.errors import HarnessError
 from harness.laws import judge, judge_together
+from harness.record import FORMAT as RECORD_FORMAT
 from harness.record import Environment, Part, Record
 from harness.store import parsed
 from harness.throughput import NotMeasured, throughput
@@ -138,6 +139,8 @@ def read(path: Path) -> Baselines:
             continue
         baseline = parsed(line, Baseline, "baseline", FORMAT)
         if isinstance(baseline, str):
+            if not isinstance(parsed(line, Record, "format", RECORD_FORMAT), str):
+                baseline = "a record, expected a baseline: `harness baseline accept` makes one of it"
             raise HarnessError(f"{path}:{number}: {baseline}")
         if (one := baseline.key) in found.lines:
             raise HarnessError(f"{path}:{number}: a second baseline of {one[0]} on {one[1]}: keep one of the lines")

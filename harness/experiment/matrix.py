@@ -50,12 +50,12 @@ def combinations(matrix: Node, laws: Laws, mistakes: list[Mistake]) -> list[Comb
     size = math.prod(len(values) for values in axes.values())
     if size > MAX_POINTS:
         mistakes.append(matrix.mistake(("matrix",), f"{size:,} combinations", f"at most {MAX_POINTS:,}"))
-    if len(mistakes) > before:
-        # The settings beside the matrix still get their check.
         return [{}]
     points = extend([it for it in product(axes) if not any(agrees(it, entry) for entry in exclude)], include, axes)
-    _distinct(points, matrix, mistakes)
-    return points
+    if len(mistakes) == before:
+        _distinct(points, matrix, mistakes)
+    # After a mistake, what could be read still gets its check.
+    return points or [{}]
 
 
 def product(axes: Mapping[str, Sequence[Value]]) -> list[Combination]:
@@ -147,7 +147,7 @@ def _axis(key: str, node: Node, mistakes: list[Mistake]) -> list[Value]:
     location = ("matrix", key)
     if not isinstance(node.value, list) or not node.value:
         mistakes.append(node.mistake(location, shown(source.plain(node)), "a list of at least 1 value"))
-        return []
+        return [_value(key, node, 0)] if node.value else []
     values = [_value(key, child, index) for index, child in enumerate(node.value)]
     first: dict[str, int] = {}
     for index, value in enumerate(values):

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from harness.errors import Mistake, count, meant, shown
 from harness.experiment import source
 from harness.experiment.key import SETTING_KEYS, Laws, known_keys, matrix_keys
+from harness.experiment.row import NAMED_CLASS
 from harness.experiment.source import Location, Node
 
 _EXPECTED = {
@@ -75,6 +76,8 @@ def _hint(error: ErrorDetails, laws: Laws) -> str:
         return "put it in quotes"
     if kind in ("int_type", "float_type", "bool_type") and isinstance(value, str) and _reads_as(kind, value):
         return "remove the quotes"
+    if kind == "int_type" and isinstance(value, str) and "labels" in error["loc"]:
+        return NAMED_CLASS
     return ""
 
 

@@ -28,11 +28,14 @@ TaskName: TypeAlias = Literal[
 Problem: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 """As transformers calls them."""
 
+NAMED_CLASS = "number the classes from 0, and name them in data.label_names"
+
 
 def _label(value: Any) -> Any:
     """A class, a list of classes or a number."""
     if isinstance(value, bool) or not isinstance(value, int | float | list):
-        raise problem(shown(value), "a class (a whole number), a list of classes, or a number with a point")
+        expected = "a class (a whole number), a list of classes, or a number with a point"
+        raise problem(shown(value), expected, NAMED_CLASS if isinstance(value, str) else "")
     if isinstance(value, float):
         return _FLOAT.validate_python(value)
     return _CLASSES.validate_python(value) if isinstance(value, list) else _CLASS.validate_python(value)

@@ -34,6 +34,7 @@ _CONSTANTS: dict[str, Scalar] = {
 # A hundred digits at most: Python refuses to convert a few thousand, and no setting has so many.
 _INTEGER = re.compile(r"[-+]?[0-9]{1,100}|0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_TABBED = re.compile(r"[ ]*\t")
 _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -148,7 +149,9 @@ def _base(extends: Node, chain: list[Path], mistakes: list[Mistake]) -> Path | N
         exists, circular = False, False
     if not exists:
         found = f"{shown(extends.value)}, which is no file"
-        mistakes.append(extends.mistake(("extends",), found, f"a file, named as seen from {chain[-1].parent}"))
+        mistakes.append(
+            extends.mistake(("extends",), found, f"a file, named as seen from {chain[-1].parent.absolute()}")
+        )
         return None
     if circular:
         circle = " -> ".join(path.name for path in (*chain, base))
@@ -163,8 +166,10 @@ def _compose(path: Path) -> tuple[Node, list[Mistake]]:
     try:
         root = composer.document()
     except yaml.YAMLError as error:
-        mistake = Mistake(path, _line(error, text), "", f"a syntax error ({_problem(error)})", "valid YAML")
-        raise InvalidExperiment((*composer.mistakes, mistake)) from None
+        line, found, expected = _line(error, text), f"a syntax error ({_problem(error)})", "valid YAML"
+        if _TABBED.match("".join(text.splitlines(keepends=True)[line - 1 : line])) and "start any token" in found:
+            found, expected = "a tab before the text", "spaces"
+        raise InvalidExperiment((*composer.mistakes, Mistake(path, line, "", found, expected))) from None
     return root, composer.mistakes
 
 

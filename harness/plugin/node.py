@@ -168,7 +168,8 @@ class ExperimentItem(pytest.Function):
         for record in self.records:
             crashed = record.outcome in ("crashed", "out of memory") and "trains" not in record.expect_broken
             if crashed and record.name in self.answers_for:
-                pytest.fail(f"{record.name}: {record.outcome}: {record.reason}\n\n{record.traceback}", pytrace=False)
+                said = f"{record.name}: {record.outcome}: {record.reason}\n\n{record.traceback}"
+                pytest.fail(said.rstrip(), pytrace=False)
         super().runtest()
 
     def reportinfo(self) -> tuple[Path, int, str]:

@@ -18,7 +18,7 @@ import torch
 from transformers.utils import logging
 
 from harness import record
-from harness.errors import Unavailable
+from harness.errors import HarnessError, Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
 from harness.training import (
@@ -212,7 +212,10 @@ def _attempt(job: Job) -> tuple[Outcome, str, str]:
         return "interrupted", "stopped by Ctrl-C", ""
     except BaseException as error:
         # Some messages begin with an empty line.
-        reason = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        message = str(error).strip()
+        reason = f"{type(error).__name__}: {message}".splitlines()[0]
+        if isinstance(error, HarnessError):  # says itself what is wrong; where in the harness it was seen is no help
+            return "crashed", reason, "\n".join(message.splitlines()[1:])
         return "out of memory" if _out_of_memory(error) else "crashed", reason, traceback.format_exc()
     return "finished", "", ""
 
