@@ -315,6 +315,20 @@ def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypat
         assert compilation.compared(trial, trial.batches()) is None
 
 
+def test_logic_is_judged_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whatever the device of the case: a machine with a GPU may have no compiler for its processor."""
+    compiles: list[Any] = []
+    right = Workload.compiled
+
+    def compiled(self: Workload, model: Any) -> Any:
+        compiles.append(self.train.compile)
+        return right(self, model)
+
+    monkeypatch.setattr(Workload, "compiled", compiled)
+    train(ways("custom", probes=["steps", "accumulation"], compile="aot_eager", gradient_accumulation=2))
+    assert sorted(compiles, key=str) == [False, False, False, "aot_eager"]
+
+
 def test_breaks_with_the_same_first_line_are_counted_together() -> None:
     """What follows it tells them apart, and is long."""
     from torch._dynamo.utils import counters

@@ -56,7 +56,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def explore(checkpoint: Any, fault: Fault = HEALTHY, *, trials: int = 100, loop: str = "custom", **said: Any) -> Record:
     """The record of a short training that was explored, with a fault or without."""
     known = said.pop("known", ())
-    one = case(checkpoint, train={"steps": 2, "batch_size": 2, "loop": loop}, **said)
+    train = {"steps": 2, "batch_size": 2, "loop": loop, **said.pop("train", {})}
+    one = case(checkpoint, train=train, **said)
     one = replace(one, exploration=Exploration(trials, known, explored))
     return run(one, shelf=Shelf(), root=one.path.parent, fault=fault)
 
@@ -133,6 +134,17 @@ def test_nothing_is_found_in_a_right_training(checkpoint: Path) -> None:
     assert verdict(record).outcome == "held"
     assert held["padding_mask_correct"] == held["tokens_match_tokenizer"] == record.probes["exploration"]["trials"]
     assert held["padding_changes_nothing"] >= 12  # the others have one length, or nothing but special tokens
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"gradient_checkpointing": True}, {"drop_last": True}, {"batching": "grouped", "shuffle": False}],
+    ids=str,
+)
+def test_nothing_is_found_whatever_is_chosen(checkpoint: Path, train: dict[str, Any]) -> None:
+    """What stands where the model does has no layers to compute again, and epochs are those that are declared."""
+    record = explore(checkpoint, trials=8, train=train)
+    assert verdict(record).outcome == "held", verdict(record).message
 
 
 def test_a_law_that_is_turned_off_is_not_explored(checkpoint: Path) -> None:

@@ -30,7 +30,7 @@ from harness.training.probes.result import chosen
 from harness.training.rows import WHOLE, Labels, Table
 from harness.training.texts import trials
 from harness.training.twin import twin
-from harness.training.workload import Workload
+from harness.training.workload import Workload, with_steps
 
 TOKENS = 1024
 """Of a batch for the twin, padding included: of longer texts, fewer are taken, but two at least."""
@@ -39,7 +39,7 @@ TOKENS = 1024
 Judge = Callable[[Any], Mapping[str, str]]
 
 _PLAIN: dict[str, Any] = {
-    "epochs": None,
+    "epochs": 1.0,
     "gradient_accumulation": 1,
     "optimizer": "adamw",
     "groups": [],
@@ -47,6 +47,8 @@ _PLAIN: dict[str, Any] = {
     "max_grad_norm": None,
     "label_smoothing": 0.0,
     "compute_loss_func": False,
+    "gradient_checkpointing": False,
+    "compile": False,
 }
 """How the choices of the training stand while its batches are looked at: nothing is trained then."""
 
@@ -169,10 +171,9 @@ class Bench:
 
     def _small(self, data: Table, batch_size: int) -> Workload:
         """The workload, for one epoch of other texts."""
-        steps = -(-len(data) // batch_size)
-        train = self.work.train.model_copy(update={**_PLAIN, "steps": steps, "batch_size": batch_size})
-        settings = self.work.settings.model_copy(update={"train": train})
         examples = self.work.examples.like(data)
+        train = with_steps(self.work.train.model_copy(update={**_PLAIN, "batch_size": batch_size}), examples)
+        settings = self.work.settings.model_copy(update={"train": train})
         return replace(self.work, examples=examples, settings=settings, train=train, drawn=Drawn())
 
     def _fed(self, small: Workload, trial: Trial) -> Record:
@@ -191,7 +192,7 @@ class Bench:
             settings={
                 "data.examples": len(rows),
                 "train.batch_size": trial.batch_size,
-                "train.shuffle": small.train.shuffle,
+                **{f"train.{name}": getattr(small.train, name) for name in ("shuffle", "batching", "drop_last")},
             },
             tokenizer=reference.tokenizer(self._loaded, small.task, length),
             examples=tuple(reference.example(self._loaded, small.task, i, row, length) for i, row in enumerate(rows)),

@@ -299,7 +299,7 @@ def prepare(loaded: Loaded, settings: experiment.Settings, device: Device) -> Wo
     _require(settings.train, model, device)
     optimizer.freeze(model, settings.train.freeze)
     examples = data.examples(loaded.rows, encode, settings.train, settings.data.shuffle_buffer)
-    settings = settings.model_copy(update={"train": _with_steps(settings.train, examples)})
+    settings = settings.model_copy(update={"train": with_steps(settings.train, examples)})
     work = Workload(
         model=model,
         task=task,
@@ -376,7 +376,7 @@ def start(model: Any, precision: str) -> Any:
     return model
 
 
-def _with_steps(train: experiment.Train, examples: data.Examples | data.Ahead) -> experiment.Train:
+def with_steps(train: experiment.Train, examples: data.Examples | data.Ahead) -> experiment.Train:
     """The same with epochs counted in steps."""
     if train.epochs is None:
         return train

@@ -65,6 +65,7 @@ def _step(loaded: Loaded, work: Workload, rows: int, micro: int) -> _Once:
     model = twin(work.model)
     model.load_state_dict(loaded.model.state_dict())
     said: dict[str, Any] = {"steps": 1, "epochs": None, "batch_size": rows, "gradient_accumulation": micro}
+    said |= {"compile": False}  # the twin is on the CPU, where there may be no compiler
     said |= {"shuffle": False, "batching": "in_order", "drop_last": False, "max_grad_norm": None}
     said |= {"padding": "max_length"}  # all alike: a question's answer is sought in the padding, too
     once = _Once(model, work)

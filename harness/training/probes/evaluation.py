@@ -34,7 +34,8 @@ def evaluation(loaded: Loaded, work: Workload) -> dict[str, Any]:
     model = twin(work.model)
     indices = chosen(work.split.examples.lengths, EXAMPLES)
     sizes = [work.split.batch_size, 2 if work.split.batch_size == 3 else 3]
-    small = replace(work, model=model, device=find("cpu"), precision="fp32")
+    train = work.train.model_copy(update={"compile": False})  # on the CPU there may be no compiler
+    small = replace(work, model=model, train=train, device=find("cpu"), precision="fp32")
     after = _state(loaded, small, indices, sizes)
     model.load_state_dict(loaded.model.state_dict())
     return {"examples": indices, "sizes": sizes, "after": after, "before": _state(loaded, small, indices, sizes)}

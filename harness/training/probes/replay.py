@@ -23,7 +23,7 @@ def replay(loaded: Loaded, work: Workload) -> dict[str, Any]:
 
     In the custom loop, whatever the case's own, with every dropout at 0, also those that are not modules.
     """
-    from harness.training.loops import custom  # the loops tell a watch, and this has one
+    from harness.training.loops import LOOPS  # the loops tell a watch, and this has one
 
     model = start(loaded.model, work.precision).to(work.device.torch)
     optimizer.freeze(model, work.train.freeze)
@@ -31,7 +31,7 @@ def replay(loaded: Loaded, work: Workload) -> dict[str, Any]:
     train = work.train.model_copy(update={"steps": min(STEPS, work.train.steps)})
     losses = _Losses()
     with work.products():
-        custom(replace(work, model=model, train=train, drawn=Drawn(), split=None), losses)
+        LOOPS["custom"](replace(work, model=model, train=train, drawn=Drawn(), split=None), losses)
     return {"loss": losses.found}
 
 
