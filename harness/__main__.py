@@ -310,7 +310,7 @@ def _told(found: Iterable[Mutant]) -> Iterator[Mutant]:
 def _compare(options: argparse.Namespace) -> int:
     """0 if nothing has regressed, 1 if something has, 2 if the runs, or those of a case, cannot be compared."""
     from harness import store
-    from harness.compare import NotComparable, check_axes
+    from harness.compare import Comparison, NotComparable, check_axes
     from harness.report import comparison_json, page
 
     readings = [store.load(address) for address in options.addresses]
@@ -323,7 +323,8 @@ def _compare(options: argparse.Namespace) -> int:
             put(comparison_json(error), options.output)
         print("\n".join([*problems, str(error)]), file=sys.stderr)
         return 2
-    found = replace(found, notes=(*problems, *found.notes))
+    sides = "base is {}, new is {}".format(*options.addresses) if isinstance(found, Comparison) else ""
+    found = replace(found, notes=(*filter(None, [sides]), *problems, *found.notes))
     put(page(found, options.format), options.output)
     return found.status
 

@@ -526,12 +526,13 @@ def write(path: str, *records: Record, torn: str = "") -> str:
     ids=["equivalent", "slower", "NaN", "faster"],
 )
 def test_the_exit_status(harness: Harness, new: Record, status: int, said: str) -> None:
-    """1 for what is slower or learns worse, 0 for anything else."""
+    """1 for what is slower or learns worse, 0 for anything else; who is which side is said."""
     found, printed, error = harness(
         write("base.jsonl", trained(noise=0.001)), write("new.jsonl", new), "--margin", "0.2"
     )
     assert (found, error) == (status, "")
     assert said in printed
+    assert "base is base.jsonl, new is new.jsonl" in printed
 
 
 def test_refusals_have_status_2(harness: Harness) -> None:

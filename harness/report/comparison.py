@@ -49,7 +49,7 @@ def comparison_markdown(found: Found) -> str:
         f"{tally(found)[:1].upper()}{escape(tally(found)[1:])}.",
         table,
         "\n".join(["## Behind it", "", *details]) if details else "",
-        "\n".join(["## Left out", "", *(f"- {escape(note)}" for note in _notes(found))]) if _notes(found) else "",
+        "\n".join(["## Notes", "", *(f"- {escape(note)}" for note in _notes(found))]) if _notes(found) else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -87,7 +87,7 @@ def _confidence(found: Found) -> float:
 
 
 def _notes(found: Found) -> tuple[str, ...]:
-    """What was left out, and why."""
+    """Which sides these are, and what was left out, and why."""
     return (*found.notes, *_refused(found))
 
 
