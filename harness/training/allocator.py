@@ -70,6 +70,7 @@ def _measured(passes: Callable[[], None]) -> tuple[bool, str]:
         """As after a step: a heap that has grown to what is kept, or one that has nothing of it left."""
         if name == "kept":
             _tell(_KEPT)
+            passes()  # in gaps of the heap that were given back; the next may find others
         else:
             _give_back()
         passes()
