@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def evaluated(record: Record) -> Evaluation:
     """What is seen of the evaluation."""
     assert record.evaluation is not None
     return record.evaluation
+
+
+def test_without_its_libraries_the_case_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extra that is not installed is named, before anything is trained."""
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    record = attempt(trial("texts", "custom"))
+    assert record.outcome == "skipped"
+    assert record.reason.endswith(": pip install 'pytest-finetune[evaluation]'")
 
 
 # What may be declared

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import DataError
+from harness.errors import Unavailable
 from harness.record import Interval
 from harness.training.tasks import Answer
 
@@ -45,13 +45,13 @@ def require(names: Sequence[str]) -> None:
     """Import the libraries of these metrics before anything is measured: importing them draws random numbers.
 
     Raises:
-        DataError: one of them is not installed.
+        Unavailable: one of them is not installed.
     """
     for name in ("scipy.stats", "sklearn.metrics", *["seqeval.metrics"] * ("entity_f1" in names)):
         try:
             import_module(name)
         except ImportError as error:
-            raise DataError(f"evaluation: {error}: pip install 'pytest-finetune[evaluation]'") from None
+            raise Unavailable(f"evaluation: {error}: pip install 'pytest-finetune[evaluation]'") from None
 
 
 def measure(names: Sequence[str], answers: Answers, label_names: tuple[str, ...] = ()) -> dict[str, float]:

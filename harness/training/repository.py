@@ -53,12 +53,12 @@ def library() -> Any:
     """The datasets library.
 
     Raises:
-        DataError: it is not installed.
+        Unavailable: it is not installed.
     """
     try:
         import datasets
     except ImportError:
-        raise DataError(
+        raise Unavailable(
             "data.files and data.dataset need the datasets library: pip install 'pytest-finetune[data]'"
         ) from None
     return datasets
@@ -68,7 +68,7 @@ def load(data: experiment.Data) -> Found:
     """Open the files or the dataset that an experiment declares.
 
     Raises:
-        Unavailable: the Hub cannot be reached and nothing is cached.
+        Unavailable: the datasets library is missing, or the Hub cannot be reached and nothing is cached.
         DataError: they cannot be had or read; says why.
     """
     if data.files is not None:
