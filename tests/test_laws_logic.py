@@ -164,6 +164,18 @@ ACCEPTED = (
     Judged("every_example_once", "batches alike but for two examples", made_once(mixed=True), "2 whole epochs of 24"),
     Judged(
         "every_example_once",
+        "the same order by chance",  # 4 examples have 24 orders
+        drawn((2, 0), (1, 3), (2, 0), (1, 3), shuffle=True),
+        "2 whole epochs of 4",
+    ),
+    Judged(
+        "every_example_once",
+        "the same order of two groups by chance",
+        drawn((2, 0), (1, 3), (2, 0), (1, 3), (2, 0), (1, 3), shuffle=True, batching="grouped"),
+        "3 whole epochs of 4",
+    ),
+    Judged(
+        "every_example_once",
         "the same batches by chance",  # 4 examples fall into two batches in 3 ways
         drawn((2, 0), (1, 3), (1, 3), (0, 2), shuffle=True),
         "2 whole epochs of 4",
@@ -324,8 +336,8 @@ REJECTED = (
     Judged(
         "every_example_once",
         "same order each epoch",
-        drawn((2, 0), (1, 3), (2, 0), (1, 3), shuffle=True),
-        "all 2 epochs have the same order",
+        drawn(*((2, 0), (1, 3)) * 6, shuffle=True),
+        "all 6 epochs have the same order",
         "set_epoch",
     ),
     Judged(

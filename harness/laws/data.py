@@ -18,7 +18,7 @@ IGNORED = -100
 ALIKE = 4.5
 """Standard deviations above chance at which orders are no longer random: 3 of a million right trainings reach it."""
 BY_CHANCE = 3e-6
-"""The same for what has a chance of its own."""
+"""How likely it may be that epochs have the same order, or the same batches, to be taken for chance."""
 
 
 @law()
@@ -86,7 +86,8 @@ def every_example_once(record: Record) -> Verdict:
     Judged on the indices that the loader drew. An epoch that the run does not finish must not repeat an example, and
     only the last batch of an epoch may be smaller than the others. If shuffling is declared, the orders of successive
     epochs must be as different as chance makes them: sorting by length shows, and batches that are made once and then
-    only shuffled among themselves, so that an example always has the same companions.
+    only shuffled among themselves, so that an example always has the same companions. Equal orders of a few examples
+    may be chance, and are let pass while that is likelier than 3 in a million.
 
     The law follows the settings: with ``train.drop_last`` an epoch lacks the examples that fill no batch; if batches
     are grouped by length, it is their order that must be random; in a stream, which is shuffled within a buffer, no
@@ -143,16 +144,16 @@ def _judge_order(record: Record, whole: list[tuple[int, ...]]) -> Verdict | None
         return broken("train.shuffle is false, and the order is not that of the data")
     if not shuffled:
         return None
-    if size > 3 and len(whole) > 1 and len(set(whole)) == 1:  # 4 examples: equal by chance in 1 of 24
+    # Where batches are grouped, it is they that come in a random order, and the examples with them.
+    batch = record.settings["train.batch_size"]
+    free = size // batch if grouped else size
+    if len(set(whole)) == 1 and not _by_chance(_log_factorial(free), whole):
         return broken(
             f"all {len(whole)} epochs have the same order",
             cause="the sampler is never told the epoch (set_epoch), or the data is not shuffled",
         )
     if record.settings.get("data.streaming"):
         return None  # shuffled within a buffer: neighbours stay near to each other
-    # Where batches are grouped, it is they that come in a random order, and the examples with them.
-    batch = record.settings["train.batch_size"]
-    free = size // batch if grouped else size
     if (alikeness := _alikeness(whole, free)) > ALIKE:
         return broken(
             f"the orders of {len(whole)} epochs are too much alike: {alikeness:.1f} standard deviations from chance",
@@ -173,7 +174,12 @@ def _same_batches(epochs: list[tuple[int, ...]], batch: int) -> bool:
     full, rest = divmod(size, batch)
     # The logarithm of the number of ways to part a set into `full` sets of one size, in any order, and one of the rest.
     ways = _log_factorial(size) - full * _log_factorial(batch) - _log_factorial(full) - _log_factorial(rest)
-    return len(made) == 1 and (len(epochs) - 1) * ways > -math.log(BY_CHANCE)
+    return len(made) == 1 and not _by_chance(ways, epochs)
+
+
+def _by_chance(ways: float, epochs: list[tuple[int, ...]]) -> bool:
+    """Whether all epochs may well be the same of so many ways, whose logarithm this is."""
+    return (len(epochs) - 1) * ways <= -math.log(BY_CHANCE)
 
 
 def _log_factorial(number: int) -> float:
