@@ -220,8 +220,6 @@ ALSO = {
         "attention_implementations_agree",
         "padding_changes_nothing",
         "examples_stay_apart",
-        "loss_is_the_declared_one",
-        "gradient_is_the_declared_one",
     },
     "checkpointing_cuts_the_gradient": {"gradient_is_the_declared_one"},
 }

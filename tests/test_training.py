@@ -642,8 +642,9 @@ def test_nothing_global_is_left_changed(
     finally:
         torch.set_float32_matmul_precision("highest")
     assert record.finished == (fault is None)
-    (work,) = works
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in work.model.modules())
+    assert len(works) == (2 if loop == "custom" and fault is None else 1)  # a replay is in the custom loop
+    modules = [module for work in works for module in work.model.modules()]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().out == ""
 
