@@ -100,6 +100,12 @@ def pair(name: str = "cpu-trainer", **changes: Any) -> tuple[Record, Record]:
     return case("cpu-custom"), case(name, **changes)
 
 
+def adding_up(loss: float) -> tuple[Record, ...]:
+    """The same, of steps of two micro-batches, with another loss at the fourth."""
+    both = pair(steps={"loss": losses(3, loss)})
+    return tuple(record(one, settings={"train.gradient_accumulation": 2}) for one in both)
+
+
 def digests(step: int, **tensors: str) -> tuple[dict[str, str], ...]:
     """The digests of the healthy steps, with some of one step changed."""
     return tuple({**one, **tensors} if place == step else one for place, one in enumerate(HEALTHY.steps.digest))
@@ -196,6 +202,7 @@ ACCEPTED = (
     ),
     Judged("loops_agree", "alike", pair(), "1 pair agrees"),
     Judged("loops_agree", "apart by less than allowed", pair(steps={"loss": losses(3, 0.6 + 9e-6)})),
+    Judged("loops_agree", "the same of sums of micro-batches", adding_up(0.6 + 9e-5)),
     Judged(
         "loops_agree",
         "neither optimizer steps",
@@ -605,6 +612,12 @@ REJECTED = (
         pair(checkpoint={"digest": "7" * 64}),
         "cpu-custom and cpu-trainer: initial weights differ: digest 555555555555 and 777777777777",
         "before the seed is set",
+    ),
+    Judged(
+        "loops_agree",
+        "sums of micro-batches that are other sums",
+        adding_up(0.6 + 2e-4),
+        "loss differs first at step 4: 0.6 and 0.6002, allowed 0.0001",
     ),
     Judged(
         "loops_agree",
