@@ -323,8 +323,8 @@ def _compare(options: argparse.Namespace) -> int:
             put(comparison_json(error), options.output)
         print("\n".join([*problems, str(error)]), file=sys.stderr)
         return 2
-    sides = "base is {}, new is {}".format(*options.addresses) if isinstance(found, Comparison) else ""
-    found = replace(found, notes=(*filter(None, [sides]), *problems, *found.notes))
+    sides = ["base is {}, new is {}".format(*options.addresses)] if isinstance(found, Comparison) else []
+    found = replace(found, notes=(*sides, *problems, *found.notes))
     put(page(found, options.format), options.output)
     return found.status
 

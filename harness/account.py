@@ -7,10 +7,10 @@ another makes figures noisy and not wrong, and a wrong clock or count is wrong i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 
-from harness.record import Record, Steps
+from harness.record import Flops, Record, Steps
 
 CLOSES = 0.02
 """Share by which the rate may differ from samples over wall time, and one clock from another: clocks of one machine
@@ -243,15 +243,15 @@ def utilisation(record: Record, places: Sequence[int]) -> float | None:
 
     After "model FLOPs utilization" (Chowdhery et al., PaLM, 2022): what is computed again does not count.
     """
-    done = [(place, _operations(record, place)) for place in places]
+    known = {each.shape: each for each in record.efficiency.flops}
+    done = [(place, _operations(record, place, known)) for place in places]
     rates = [operations / record.steps.seconds[place] for place, operations in done if operations is not None]
     ceiling = record.efficiency.ceiling
     return median(rates) / ceiling if rates and ceiling else None
 
 
-def _operations(record: Record, place: int) -> float | None:
+def _operations(record: Record, place: int, known: Mapping[tuple[int, ...], Flops]) -> float | None:
     """Of a step, as counted of batches of its shapes; where sequences are packed, for as many real tokens as it has."""
-    known = {each.shape: each for each in record.efficiency.flops}
     shapes = record.steps.shapes[place] if place < len(record.steps.shapes) else ()
     counted = [known[shape] for shape in shapes if shape in known]
     if not counted or len(counted) < len(shapes):

@@ -353,9 +353,8 @@ def test_tokenizer_of_another_folder_is_checked_too(folder: Path, saved: Path) -
 def test_tokenizer_of_another_checkpoint_reads_other_words(folder: Path, saved: Path, tmp_path: Path) -> None:
     """The ids fit the model and mean other words to it; a token in a place kept free, or one more, is no difference."""
     words = (saved / "tokenizer.json").read_text()
-    renamed = {"others": words.replace('"the"', '"soup "').replace('"soup"', '"the"'), "added": words}
-    renamed["added"] = words.replace("[unused3]", "<mine>")
-    for name, text in renamed.items():
+    others = words.replace('"the"', '"soup "').replace('"soup"', '"the"')
+    for name, text in {"others": others, "added": words.replace("[unused3]", "<mine>")}.items():
         shutil.copytree(saved, tmp_path / name)
         (tmp_path / name / "tokenizer.json").write_text(text)
     for name, outcome in (("others", "broken"), ("added", "held")):

@@ -128,6 +128,7 @@ class Bench:
     def __init__(self, loaded: Loaded, work: Workload, judge: Judge) -> None:
         self._loaded = loaded
         self.work = replace(work, device=find_device("cpu"), precision="fp32", split=None)
+        self._tokenizer = reference.tokenizer(loaded, work.task, work.max_length)
         self._twin = twin(work.model)
         self._judge = judge
         self.tried = 0
@@ -194,7 +195,7 @@ class Bench:
                 "train.batch_size": trial.batch_size,
                 **{f"train.{name}": getattr(small.train, name) for name in ("shuffle", "batching", "drop_last")},
             },
-            tokenizer=reference.tokenizer(self._loaded, small.task, length),
+            tokenizer=self._tokenizer,
             examples=tuple(reference.example(self._loaded, small.task, i, row, length) for i, row in enumerate(rows)),
             batches=tuple(listener.batches),
             steps=Steps(examples=tuple(batch.examples for batch in listener.batches)),
