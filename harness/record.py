@@ -150,6 +150,8 @@ class Tokenizer(Part):
     """Why the pad token or the padding side is another than the tokenizer came with."""
     foreign: tuple[str, ...] = ()
     """Ids of the first texts that stand for another token in the tokenizer that came with the checkpoint, in words."""
+    begin_token_id: int | None = None
+    """With which a text begins; none where the tokenizer has no such token."""
 
 
 class Masking(Part):
@@ -659,6 +661,8 @@ class Record(Part):
     examples: tuple[Example, ...] = ()
     lost: tuple[int, ...] = ()
     """Indices of the examples that have lost something to be learnt, as in what is cut off."""
+    lost_among: int = 0
+    """How many were looked at for that: all of a small source, the first of a large one."""
     batches: tuple[Batch, ...] = ()
     """The distinct batches of the run, from its start until `BATCH_TOKENS` are reached."""
     steps: Steps = Steps()

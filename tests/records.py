@@ -310,6 +310,7 @@ HEALTHY = Record(
     tokenizer=Tokenizer(name="BertTokenizer", vocabulary=60, pad_token_id=PAD, padding_side="right", max_length=512),
     data=Data(source="data.sequences", rows=4, seen=4, labels={"0": 2, "1": 2}, classes=2, tokens=10, unknown_tokens=0),
     examples=EXAMPLES,
+    lost_among=len(EXAMPLES),
     batches=BATCHES,
     steps=steps(*LOSSES),
     parameters=PARAMETERS,

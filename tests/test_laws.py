@@ -95,6 +95,11 @@ def backbone(**changes: Any) -> Record:
     return record(parameters=replaced(parameter("bert.layer.query.weight", **changes)))
 
 
+def sgd(**changes: Any) -> Record:
+    """The same, trained by SGD without weight decay."""
+    return record(backbone(**changes), settings={"train.optimizer": "sgd", "train.weight_decay": 0.0})
+
+
 def pair(name: str = "cpu-trainer", **changes: Any) -> tuple[Record, Record]:
     """The healthy case, and another that differs from it as its name says and in this."""
     return case("cpu-custom"), case(name, **changes)
@@ -196,6 +201,12 @@ ACCEPTED = (
     ),
     Judged("backbone_changes", "all with a gradient moved", HEALTHY, "2 of 3 backbone parameters moved"),
     Judged("backbone_changes", "one is frozen", backbone(trainable=False, change=0.0, gradient=None)),
+    Judged(
+        "backbone_changes",
+        "a gradient too small for SGD",
+        sgd(change=0.0, start=1.0, gradient=1e-5),
+        "of 1 the update is lost by rounding",
+    ),
     Judged("backbone_changes", "one takes no part in the loss", backbone(change=0.0, gradient=None)),
     Judged(
         "backbone_changes", "an update is lost", backbone(change=0.0, start=1e5), "of 1 the update is lost by rounding"
@@ -562,6 +573,7 @@ REJECTED = (
         "1 of 3 backbone parameters did not move: bert.layer.query.weight",
         "the optimizer does not hold it",
     ),
+    Judged("backbone_changes", "one stays under SGD", sgd(change=0.0, start=1.0), "1 of 3 backbone parameters"),
     Judged(
         "backbone_changes",
         "all stay",

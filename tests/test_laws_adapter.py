@@ -59,6 +59,12 @@ ACCEPTED = (
     Judged("adapters_change", "a module without a part in the loss", beside(*UNUSED), "2 of 3 adapters moved"),
     Judged("adapters_change", "A needs two steps", one_step(changed("lora_A", furthest=0.0))),
     Judged("adapters_change", "an embedding", beside(*EMBEDDING), "3 of 3"),
+    Judged(
+        "adapters_change",
+        "A hardly moves under SGD",
+        record(changed("lora_A", furthest=0.0), settings={"train.optimizer": "sgd"}),
+        "2 of 2 adapters moved",
+    ),
     Judged("frozen_stay", "everything beside adapters", ADAPTED, "3 of 8 parameters stay"),
     Judged("head_changes", "the head is trained whole", ADAPTED, f"1 new parameters moved; least: {HEAD}"),
     Judged("save_reload_equal", "merged as well", ADAPTED, "merged adapters within 3e-07"),

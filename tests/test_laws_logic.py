@@ -4,11 +4,13 @@ import math
 from typing import Any
 
 import pytest
-from records import HEALTHY, PROBES, RATE, TWIN_STEP, case, record, trained
+import torch
+from records import HEALTHY, PROBES, RATE, TWIN_STEP, batch, case, record, trained
 from test_laws import Judged, check, each, rows, verdict
 
 from harness.laws import judge
 from harness.record import Group, Record, Row
+from harness.training.order import by_length
 
 
 def twin(number: int, **changes: Any) -> Record:
@@ -72,6 +74,32 @@ def grouped() -> Record:
     batches = tuple(tuple(range(4 * place, 4 * place + 4)) for order in orders for place in order)
     settings = {"train.shuffle": True, "train.batch_size": 4, "train.batching": "grouped"}
     return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches}, data={"rows": 24})
+
+
+def grouped_with_a_rest() -> Record:
+    """Many epochs of 31 examples in batches of 8 by length, whose rest, the shortest, comes last in each."""
+    lengths, size = list(range(31)), 8
+    orders = [by_length(lengths, size, torch.Generator().manual_seed(epoch)) for epoch in range(40)]
+    batches = tuple(tuple(order[first : first + size]) for order in orders for first in range(0, 31, size))
+    settings = {"train.shuffle": True, "train.batch_size": size, "train.batching": "grouped"}
+    return record(trained([0.7] * len(batches), settings=settings), steps={"examples": batches}, data={"rows": 31})
+
+
+def beginning(*second: int) -> Record:
+    """The healthy record, whose tokenizer begins each text with a 2; what comes second, in the last texts 2 as well."""
+    ids = (*second, *[2] * 4)[: len(HEALTHY.examples)]
+    examples = tuple(
+        one.model_copy(update={"input_ids": (2, token, *one.input_ids[2:])})
+        for one, token in zip(HEALTHY.examples, ids, strict=True)
+    )
+    batches = tuple(batch(*(examples[index] for index in one.examples), step=one.step) for one in HEALTHY.batches)
+    return record(examples=examples, batches=batches, tokenizer={"begin_token_id": 2})
+
+
+def undrawn() -> Record:
+    """A decoder without dropout goes on from a checkpoint that has all its weights, in the order of the data."""
+    base = probe("determinism", other_seed=PROBES["determinism"]["first"])
+    return record(base, checkpoint={"missing": ()}, modes={"stochastic": 0}, masking=None)
 
 
 def found(**data: Any) -> Record:
@@ -184,6 +212,16 @@ ACCEPTED = (
     Judged("labels_in_range", "one class", found(labels={"1": 4}, classes_declared=False), "1 of 2 classes"),
     Judged("labels_in_range", "a class without a row", found(classes=3, labels={"1": 2, "2": 2}), "2 of 3 classes"),
     Judged("labels_in_range", "those drawn", found(rows=1000), "4 rows drawn of 1000, 2 of 2 classes"),
+    Judged("labels_in_range", "few of one class", found(labels={"0": 11}, rows=11, seen=11), "1 of 2 classes"),
+    Judged("labels_in_range", "drawn of one class", found(labels={"0": 699}, rows=9999, seen=699), "1 of 2 classes"),
+    Judged(
+        "labels_in_range",
+        "there is one class",
+        record(found(labels={"0": 12}, rows=12, seen=12, classes=1), batches=()),
+        "1 of 1",
+    ),
+    Judged("tokens_match_tokenizer", "a text that begins twice", beginning(2, 2, 1), "4 rows"),
+    Judged("every_example_once", "grouped, with a rest", grouped_with_a_rest(), "40 whole epochs of 31"),
     Judged("no_conflicting_duplicates", "none", HEALTHY, "0 of 4 rows"),
     Judged("no_conflicting_duplicates", "a few", found(seen=1000, rows=None, conflicting=10), "10 of 1000 rows"),
     Judged("tokens_are_known", "all", HEALTHY, "0 of 10 tokens unknown in 4 rows"),
@@ -388,6 +426,14 @@ REJECTED = (
     ),
     Judged(
         "labels_in_range",
+        "the first rows of sorted ones",
+        found(labels={"0": 12}, rows=12, seen=12),
+        "12 rows: all have the label 0, of 2 classes",
+        "sorted by label",
+    ),
+    Judged("labels_in_range", "of a stream", found(labels={"1": 700}, rows=None, seen=700), "all have the label 1"),
+    Judged(
+        "labels_in_range",
         "changed on the way",
         rows("labels", (-100, 0)),
         "step 1, row 0 (example 0): label -100, expected one from 0 to 1",
@@ -425,6 +471,13 @@ REJECTED = (
         record(tokenizer={"foreign": ("id 7 is 'soup', and 'bread' in the tokenizer that came with the checkpoint",)}),
         "id 7 is 'soup', and 'bread' in the tokenizer that came with the checkpoint (1 such id in the first texts)",
         "the model reads other words than were written",
+    ),
+    Judged(
+        "tokens_match_tokenizer",
+        "a chat template's begin token and one more",
+        beginning(2, 2, 2),
+        "all 4 texts begin with the begin token twice",
+        "chat template",
     ),
     Judged("every_example_once", "batches made once", made_once(), "batches of all 2 epochs", "put together once"),
     Judged("every_example_once", "and one that is smaller", made_once(5), "batches of all 2 epochs"),
@@ -557,6 +610,7 @@ VACUOUS = (
     Judged("examples_stay_apart", "one example", probe("dependence", lengths=[3]), "one example only"),
     Judged("holds_for_any_text", "no text", probe("exploration", held={}), "no text could be judged"),
     Judged("overfits_one_batch", "one label", probe("overfit", labels=[1, 1]), "one label only"),
+    Judged("deterministic", "nothing is drawn", undrawn(), "another seed changes nothing"),
 )
 
 PROBED = {
@@ -633,6 +687,12 @@ def test_a_loss_that_still_falls_has_no_floor_yet() -> None:
     """A model that learns slowly is not one that cannot learn."""
     falling = probe("overfit", loss=[0.7, 0.5, 0.3])
     check(Judged("overfits_one_batch", "", falling, "it still falls, and nobody knows how far"), "invalid")
+
+
+def test_what_a_part_can_learn_by_heart_nobody_knows() -> None:
+    """Of a frozen backbone the head alone has to tell the examples apart."""
+    floor = record(probe("overfit", loss=[0.7, 0.5, 0.49]), settings={"train.freeze": ["backbone"]})
+    check(Judged("overfits_one_batch", "", floor, "a part is frozen"), "invalid")
 
 
 def test_what_was_found_is_judged_again() -> None:

@@ -21,7 +21,8 @@ Tensors = dict[str, list[list[int]]]
 
 def outcome(law: str, *records: Record) -> str:
     """What a law says of a record, or of several."""
-    (verdict,) = (one for one in (*judge(records[0]), *judge_together(records)) if one.law == law)
+    laws = [one for one in LAWS if one.name == law]
+    (verdict,) = (*judge(records[0], laws), *judge_together(records, laws))
     return verdict.outcome
 
 

@@ -44,6 +44,14 @@ def scaled(**steps: Any) -> Record:
     return record(settings={"precision": "fp16"}, steps={**right, **steps}, probes={"steps": PROBES["steps"]})
 
 
+def falling(first: float) -> Record:
+    """A training in fp16 that leaves out every step, while the scale falls from there by half each time."""
+    scales = tuple(first / 2**step for step in range(STEPS))
+    still = tuple(one.model_copy(update={"change": 0.0, "furthest": 0.0}) for one in HEALTHY.parameters)
+    found = scaled(loss_scale=scales, loss_weights=tuple((scale,) for scale in scales), gradient_norm=(None,) * STEPS)
+    return record(found, parameters=still)
+
+
 def rounded(*unmoved: float | None, **settings: Any) -> Record:
     """A training in bf16 of which such parts of the gradient moved nothing."""
     column = (*unmoved, *[unmoved[-1]] * STEPS)[:STEPS]
@@ -167,6 +175,7 @@ REJECTED = (
     Judged("scaler_used_right", "infinite", scaled(gradient_norm=(math.inf,) * 8), "stepped with a norm of inf"),
     Judged("scaler_used_right", "NaN", scaled(gradient_norm=(math.nan,) * 8), "stepped with a norm of nan"),
     Judged("scaler_used_right", "no step at all", scaled(gradient_norm=(None,) * 8), "all 8 steps were left out"),
+    Judged("scaler_used_right", "down to 1", falling(128.0), "all 8 steps were left out", "every gradient overflows"),
     Judged("scaler_used_right", "never updated", scaled(loss_scale=(65536.0,) * 8), "from 65536 to 65536", "update()"),
     Judged(
         "scaler_used_right",
@@ -308,3 +317,10 @@ def test_any_norm_that_is_not_the_clipped_one_is_rejected(
     after[step] *= factor
     wrong = record(right, steps={"gradient_norm": tuple(after)})
     assert verdict("clipping_bounds", wrong).outcome == "broken"
+
+
+def test_a_scale_that_still_falls_says_nothing_yet() -> None:
+    """It begins at 65536, and the first steps are left out until nothing overflows: nothing can have moved."""
+    check(Judged("scaler_used_right", "", falling(65536.0), "the scale still falls: 512"), "invalid")
+    for law in ("head_changes", "backbone_changes"):
+        check(Judged(law, "", falling(65536.0), "see scaler_used_right"), "not applicable")

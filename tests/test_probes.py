@@ -130,6 +130,18 @@ def test_padding_is_judged_before_and_after_training() -> None:
     assert max(*found["batch"], *found["more_padding"], *found["other_company"]) < 1e-5
 
 
+def test_the_gradient_of_a_vanishing_loss_is_what_rounding_leaves() -> None:
+    """A checkpoint that knows its examples by heart: a softmax in fp32 is 1 but for its last bits."""
+    loaded, work = prepared("bert", data={"sequences": ["it was cold", "bread"], "labels": [1, 1]})
+    with torch.no_grad():
+        loaded.model.classifier.weight.zero_()
+        loaded.model.classifier.bias.copy_(torch.tensor([-7.0, 7.0]))
+    first = steps(loaded, work)["steps"][0]
+    assert 0 < first["loss"] < 1e-5
+    assert first["gradient"] < 1e-3
+    assert first["logits_gradient"] < 1e-3
+
+
 def test_a_batch_of_one_length_has_no_room_for_more_padding() -> None:
     """Reformer trains on the whole table of positions: all batches of both loops have that many columns."""
     loaded, work = prepared("reformer", SHORT)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from records import AT, PROBES, RESUMED, record
+from records import AT, PROBES, RATE, RESUMED, record
 from test_laws import Judged, check, each
 from trial import case, settings, train
 
@@ -210,6 +210,14 @@ ACCEPTED = (
     Judged("resume_equivalent", "right", resumed(), "3 steps after step 5, and all weights at the end"),
     Judged("resume_equivalent", "another order of sums", on_cuda(resumed(steps={"loss": [0.45, 0.3, 0.2001]}))),
     Judged("resume_equivalent", "weights on CUDA", on_cuda(resumed(ended=["classifier.weight"])), "3 steps"),
+    Judged(
+        "resume_equivalent",
+        "a step without a rate, in fp16",
+        record(
+            resumed(steps={"learning_rate": [RATE, float("nan"), RATE]}),
+            steps={"learning_rate": (*(RATE,) * 6, float("nan"), RATE)},
+        ),
+    ),
     Judged(
         "resume_equivalent",
         "nothing draws",

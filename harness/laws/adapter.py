@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.declared import is_beside_adapters
+from harness.laws.declared import is_beside_adapters, train
 from harness.laws.head import GRADIENT_NOISE, _cannot_move, _names, _why_still, expected_reach
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed
 from harness.record import Adapters, Parameter, Record
@@ -128,8 +128,9 @@ def adapters_change(record: Record) -> Verdict:
     """Every adapter moves: ``lora_B`` from the first step on, ``lora_A`` from the second.
 
     B by at least a tenth of an optimizer step, as in head_changes. A by more than twice what weight decay alone does:
-    its gradient is as small as B, so AdamW's eps may slow it down. Adapters of modules that the loss does not depend on
-    get no gradient and are left out.
+    its gradient is as small as B, so AdamW's eps may slow it down. Under SGD, whose updates are as small as gradients,
+    nothing is asked of A: at a low rate they may all be rounded away. Adapters of modules that the loss does not depend
+    on get no gradient and are left out.
     """
     if record.adapters is None:
         return _NONE
@@ -151,7 +152,7 @@ def adapters_change(record: Record) -> Verdict:
             decay = 2 * matrix.start * record.settings["train.weight_decay"] * sum(rates)
             least = expected_reach(record, matrix) if first else decay
             moved = matrix.furthest >= least if first else matrix.furthest > least
-            if not moved and (first or len(rates) > 1):
+            if not moved and (first or (len(rates) > 1 and train(record)["optimizer"] != "sgd")):
                 return broken(
                     f"{matrix.name} moved by {matrix.furthest:.3g}, expected more than {least:.3g}",
                     cause=_why_still(record, matrix)

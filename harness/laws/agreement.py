@@ -109,7 +109,7 @@ def _agree(
     """Compare, within each group of cases that differ in `axis` only, every case with the first.
 
     Args:
-        records: of one experiment file.
+        records: of one experiment file; those of several devices are compared on each, unless that is the axis.
         axis: the dotted key.
         compare: says how two records differ, if they do.
         lacks: says which evidence is missing, beyond that of the start and of each step.
@@ -117,7 +117,8 @@ def _agree(
     groups: dict[str, list[Record]] = {}
     for record in records:
         rest = {key: value for key, value in sorted(record.settings.items()) if key != axis}
-        groups.setdefault(repr(rest), []).append(record)
+        where = () if axis == "device" else (record.environment.device, record.environment.processor)
+        groups.setdefault(repr((rest, where)), []).append(record)
     several = [group for group in groups.values() if len(group) > 1]
     if not several:
         return not_applicable(f"no two cases differ in {axis} alone")

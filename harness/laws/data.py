@@ -154,7 +154,8 @@ def _judge_order(record: Record, whole: list[tuple[int, ...]]) -> Verdict | None
         )
     if record.settings.get("data.streaming"):
         return None  # shuffled within a buffer: neighbours stay near to each other
-    if (alikeness := _alikeness(whole, free)) > ALIKE:
+    drawn = [epoch[: free * batch] for epoch in whole] if grouped else whole  # a rest comes last in each
+    if (alikeness := _alikeness(drawn, free)) > ALIKE:
         return broken(
             f"the orders of {len(whole)} epochs are too much alike: {alikeness:.1f} standard deviations from chance",
             cause="the data is sorted, by length for instance, or shuffled only a little",

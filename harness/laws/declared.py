@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from harness.record import Parameter, Record
@@ -62,6 +63,15 @@ def share(record: Record, step: int) -> float:
 def highest_share(record: Record) -> float:
     """The largest such share of any step."""
     return max(share(record, step) for step in range(train(record)["steps"]))
+
+
+def all_left_out(record: Record) -> bool:
+    """Whether in fp16 every step was left out, and the scale of the loss still falls, as it does in the first steps."""
+    steps = record.steps
+    left_out = bool(steps.gradient_norm) and all(norm is None for norm in steps.gradient_norm)
+    scales = [scale or 0.0 for scale in steps.loss_scale]
+    falls = bool(scales) and scales[-1] > 1 and all(after < before for before, after in pairwise(scales))
+    return record.settings["precision"] == "fp16" and left_out and falls
 
 
 def is_beside_adapters(record: Record, parameter: Parameter) -> bool:

@@ -190,23 +190,34 @@ def _apart(record: Record, batches: Sequence[Way], tolerance: float, what: str, 
     precision, unsure = record.settings["precision"], None
     for batch in batches:
         for name, limit in (("loss", LOGITS), ("logits", LOGITS), ("gradient", tolerance)):
-            found, plain = float(batch["own"][name]), float(batch.get("plain", {}).get(name, 0.0))
+            found, plain = _distances(batch, name)
             allowed = limit if precision == "fp32" else SPREAD * plain + limit + ROUNDING.get(precision, 0.0)
             if found <= allowed:  # NaN is a difference
                 continue
             said = f"{what}, {batch['batch']}: {name} off by {found:.3g}, allowed {allowed:.3g}"
             if precision != "fp32":
-                said += f" (the plain way is off by {plain:.3g} in this precision)" if plain else ""
-            elif name == "gradient" and math.isfinite(found) and float(batch.get("loss", math.inf)) < VANISHED:
-                unsure = unsure or invalid(
-                    f"{said}: the loss is {float(batch['loss']):.2g}, and has no gradient to speak of"
-                )
-                continue
-            elif not SPREAD * plain <= limit:
-                unsure = unsure or invalid(f"{said}: the last bits of the weights move the plain way by {plain:.3g}")
-                continue
-            return broken(said, cause=cause)
+                by = f" (the plain way is off by {plain:.3g} in this precision)" if plain else ""
+                return broken(said + by, cause=cause)
+            if (rounding := _rounding(batch, name, limit)) is None:
+                return broken(said, cause=cause)
+            unsure = unsure or invalid(f"{said}: {rounding}")
     return unsure
+
+
+def _rounding(batch: Way, name: str, limit: float) -> str | None:
+    """How rounding alone explains in fp32 that a distance is above its limit; none where it does not."""
+    found, plain = _distances(batch, name)
+    loss = float(batch.get("loss", math.inf))
+    if name == "gradient" and math.isfinite(found) and loss < VANISHED:
+        return f"the loss is {loss:.2g}, and has no gradient to speak of"
+    if not SPREAD * plain <= limit:
+        return f"the last bits of the weights move the plain way by {plain:.3g}"
+    return None
+
+
+def _distances(batch: Way, name: str) -> tuple[float, float]:
+    """How far the way that is judged is off, and the plain way from itself in fp32."""
+    return float(batch["own"][name]), float(batch.get("plain", {}).get(name, 0.0))
 
 
 def _furthest(batches: Iterable[Way]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.declared import highest_share, is_frozen, settings_of, train
+from harness.laws.declared import all_left_out, highest_share, is_frozen, settings_of, train
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Parameter, Record
 
@@ -197,6 +197,8 @@ def _cannot_move(record: Record) -> Verdict | None:
         return not_applicable(f"the loss is {record.steps.loss[step]} at step {step + 1}: see loss_finite")
     if len(record.steps.empty) == len(record.steps.loss):
         return not_applicable("no step has anything to learn: see loss_finite")
+    if all_left_out(record):
+        return not_applicable("every step is left out while the scale of the loss falls: see scaler_used_right")
     if highest_share(record) == 0:
         return not_applicable("the learning rate is 0 in every step, as where a warm-up has only one")
     return None
@@ -220,9 +222,15 @@ def _size(parameter: Parameter) -> int:
 
 
 def _rounds_away(record: Record, parameter: Parameter) -> bool:
-    """Whether adding the declared rate to a weight of this size changes nothing."""
+    """Whether adding an update at the declared rate to a weight of this size changes nothing: of AdamW it is as large
+    as the rate, of SGD as that times the gradient.
+    """
     half = 2**-9 if record.settings["precision"] == "bf16-pure" else 2**-24
-    return settings_of(record, parameter)[0] * highest_share(record) < half * parameter.start
+    rate, decay = settings_of(record, parameter)
+    size = 1.0
+    if (said := train(record))["optimizer"] == "sgd":
+        size = ((parameter.gradient or 0.0) + decay * parameter.start) / (1 - said["momentum"])
+    return rate * highest_share(record) * size < half * parameter.start
 
 
 def _why_still(record: Record, parameter: Parameter) -> str:

@@ -162,7 +162,8 @@ def labels_survive_truncation(
     """
     if not any(_of_tokens(example) or isinstance(example.label, dict) for example in record.examples):
         return not_applicable("labels are of whole texts: cutting loses none")
-    size = record.settings["data.examples"]
+    if not (size := record.lost_among or record.settings.get("data.examples", 0)):
+        return invalid("how many examples were looked at is missing from the evidence")
     if len(record.lost) > most * size:
         assert record.tokenizer is not None
         return broken(

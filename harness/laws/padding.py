@@ -262,11 +262,20 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
 
     Where another tokenizer is declared than the one that came with the checkpoint, the ids of the first 100 texts stand
     for the same tokens in both; what is added, or takes an id kept free for it, is no difference.
+
+    Texts do not all begin with the begin token twice, as they do where a chat template has written it into them and the
+    tokenizer adds another.
     """
     if record.tokenizer is not None and (foreign := record.tokenizer.foreign):
         return broken(
             f"{foreign[0]} ({count(len(foreign), 'such id')} in the first texts)",
             cause="the tokenizer belongs to another checkpoint: the model reads other words than were written",
+        )
+    if _begins_twice(record):
+        return broken(
+            f"all {len(record.examples)} texts begin with the begin token twice",
+            cause="it is written in the texts, as a chat template writes it, and the tokenizer adds another: give rows "
+            "of messages, or leave it out of the texts",
         )
     record, choices = _unfolded(record)
     if (missing := _missing(record)) is not None:
@@ -288,6 +297,12 @@ def tokens_match_tokenizer(record: Record) -> Verdict:
             cause="the tokenizer leaves token_type_ids out of its model_input_names, and the model takes 0 for all",
         )
     return held(f"{len(rows)} rows of {len(record.batches)} batches")
+
+
+def _begins_twice(record: Record) -> bool:
+    begin = None if record.tokenizer is None else record.tokenizer.begin_token_id
+    ids = [example.input_ids for example in record.examples]
+    return begin is not None and bool(ids) and all(each[:2] == (begin, begin) for each in ids)
 
 
 def _wrong_column(row: Row) -> str | None:

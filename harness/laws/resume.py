@@ -105,7 +105,7 @@ def _steps(record: Record, at: int, again: Mapping[str, Any], limit: float) -> I
 
 
 def _same(one: object, other: object) -> bool:
-    return one == other or (one != one and other in ("NaN", one))
+    return one == other or (one != one and (other == "NaN" or other != other))
 
 
 def _said(step: int, one: object, other: object) -> str:

@@ -11,6 +11,9 @@ from harness.errors import count
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable
 from harness.record import Data, Record, Row
 
+SOME, MANY = 12, 700
+"""Rows from which on it is no chance that all have one label: of a whole source, and of rows that were drawn."""
+
 Share = Annotated[float, Field(ge=0, le=1, description="The largest share that still holds, 0 to 1.")]
 
 
@@ -23,6 +26,11 @@ def labels_in_range(record: Record) -> Verdict:
     nothing. A label beyond the last class is an index out of bounds, and on a GPU an assertion that does not say where.
     If nobody declares how many classes there are, and each has a row but class 0, labels are counted from 1, and the
     head has a class that nothing teaches.
+
+    The rows are not all of one class: many datasets are sorted by label, and their first thousand rows teach to say one
+    word. Of a source that is looked at as a whole that is judged from 12 rows on, since two sentences with one label
+    may be a trial; of rows that are drawn from 700 on: a class with one row in a hundred is missing from so many in one
+    of a thousand runs.
     """
     if (data := _seen(record)) is None:
         return invalid("no row was looked at")
@@ -43,6 +51,13 @@ def labels_in_range(record: Record) -> Verdict:
         return broken(
             f"none of {_rows(data)} has the label 0, and each from 1 to {data.classes - 1} occurs",
             cause="labels are counted from 1; if there is a class 0, only without a row, declare data.num_labels",
+        )
+    streams = record.settings.get("data.streaming")
+    if len(data.labels) == 1 and data.classes > 1 and data.seen >= (SOME if data.seen == data.rows else MANY):
+        return broken(
+            f"{_rows(data)}: all have the label {next(iter(data.labels))}, of {data.classes} classes",
+            cause="rows are sorted by label, and only the first are taken: "
+            + ("raise data.shuffle_buffer" if streams else "declare data.shuffle_seed beside data.limit"),
         )
     for batch in record.batches:
         for row, label in enumerate(batch.tensors.get("labels", ())):

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.laws.agreement import first_difference, loop_tolerance
+from harness.laws.declared import train
 from harness.laws.law import Verdict, broken, held, invalid, law, probed, vacuous
 from harness.record import Record
 
@@ -28,7 +29,8 @@ def overfits_one_batch(
     length (a model that ignores its input could tell examples apart by length). With a fault in head or loss, the loss
     cannot fall below a floor: with a double softmax 0.31 of 0.69 for two classes, 0.55 of 1.10 for three. A loss that
     still falls after 150 steps, as that of Electra and MobileBERT with random weights does, has not reached its floor:
-    then the law is invalid, if the mean of the last tenth of the steps is below 0.9 of that of the tenth before.
+    then the law is invalid, if the mean of the last tenth of the steps is below 0.9 of that of the tenth before. So it
+    is where a part of the model is declared frozen, and the rest does not get there.
 
     It trains again, so it only runs if asked for: by ``-m slow_invariant``, by its name on the command line, or by
     naming it under ``invariants``.
@@ -46,6 +48,8 @@ def overfits_one_batch(
         return held(found)
     if _still_falls(losses):
         return invalid(f"{found}: it still falls, and nobody knows how far")
+    if train(record)["freeze"]:
+        return invalid(f"{found}: a part is frozen, and nobody knows how much the rest can learn by heart")
     return broken(
         f"{found}: expected at most {ratio * losses[0]:.4f}",
         cause="the loss has a floor (a softmax too many, a wrong loss), the input is ignored, or the labels contradict",
@@ -60,7 +64,7 @@ def _still_falls(losses: Sequence[float]) -> bool:
 
 @law(probes=("determinism",), slow=True)
 def deterministic(record: Record) -> Verdict:
-    """The same seed gives the same weights, bit for bit; another seed gives different ones.
+    """The same seed gives the same weights, bit for bit; another seed gives different ones, where anything is drawn.
 
     The whole case, including the loading, runs three times for a few steps on its own device. Exact on a CPU. On CUDA
     some operators add in a different order each time: if weights differ there, the losses must agree as closely as
@@ -81,9 +85,20 @@ def deterministic(record: Record) -> Verdict:
             f"weights differ after {steps} steps with the same seed{said}",
             cause="the head is drawn before the seed is set, or the sampler or dropout is not seeded",
         )
+    if evidence["first"] == evidence["other_seed"] and not _draws(record):
+        return vacuous(f"{steps} steps: no weight, order, dropout or mask is drawn, and another seed changes nothing")
     if evidence["first"] == evidence["other_seed"]:
         return broken(f"another seed gives the same weights after {steps} steps", cause="the seed is not used")
     return held(f"{steps} steps{'' if alike else ', whose losses agree; the weights differ by rounding'}")
+
+
+def _draws(record: Record) -> bool:
+    """Whether anything in the training depends on the seed."""
+    checkpoint, modes = record.checkpoint, record.modes
+    new = checkpoint is None or not checkpoint.pretrained or checkpoint.missing or checkpoint.mismatched
+    drops = modes is None or modes.stochastic
+    shuffled = record.settings["train.shuffle"] or record.settings.get("train.batching") == "grouped"
+    return bool(new or drops or record.masking or record.adapters or shuffled)
 
 
 def _first_other_loss(record: Record, first: Sequence[float], second: Sequence[float]) -> str | None:

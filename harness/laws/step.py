@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.errors import count
-from harness.laws.declared import is_beside_adapters, is_frozen, train
+from harness.laws.declared import all_left_out, is_beside_adapters, is_frozen, train
 from harness.laws.law import Verdict, broken, held, invalid, law, not_applicable, probed, vacuous
 from harness.record import Record
 
@@ -109,13 +109,19 @@ def scaler_used_right(record: Record) -> Verdict:
     The gradient at the model's loss is the scale (Micikevicius et al. 2018, section 3.2), divided over the
     micro-batches. Gradients that the optimizer gets are finite, and their norm is at most that on the fp32 twin times
     four times the square root of the scale, which gradients that are still scaled exceed. The scale falls when a step
-    is skipped, and never otherwise.
+    is skipped, and never otherwise. It begins at 65536, so the first steps may all be skipped: where a run has no
+    others, the law is invalid.
     """
     if record.settings["precision"] != "fp16":
         return not_applicable(f"no loss is scaled in {record.settings['precision']}")
     steps = record.steps
     if len(steps.loss_scale) != len(steps.loss) or len(steps.gradient_norm) != len(steps.loss):
         return invalid("the scale of the loss was not recorded")
+    if all_left_out(record):
+        return invalid(
+            f"all {len(steps.loss)} steps were left out, and the scale still falls: {steps.loss_scale[-1]:g}; more "
+            "steps would tell"
+        )
     if all(norm is None for norm in steps.gradient_norm):
         return broken(f"all {len(steps.loss)} steps were left out", cause="every gradient overflows")
     for step, (scale, norm) in enumerate(zip(steps.loss_scale, steps.gradient_norm, strict=True)):

@@ -128,7 +128,9 @@ class Bench:
     def __init__(self, loaded: Loaded, work: Workload, judge: Judge) -> None:
         self._loaded = loaded
         self.work = replace(work, device=find_device("cpu"), precision="fp32", split=None)
-        self._tokenizer = reference.tokenizer(loaded, work.task, work.max_length)
+        own = reference.tokenizer(loaded, work.task, work.max_length)
+        # The case's own texts are judged by these; texts that spell special tokens out are no sign of either.
+        self._tokenizer = own.model_copy(update={"foreign": (), "begin_token_id": None})
         self._twin = twin(work.model)
         self._judge = judge
         self.tried = 0

@@ -32,6 +32,7 @@ def tokenizer(loaded: Loaded, task: Task, max_length: int) -> Tokenizer:
         token_types=accepts_token_types(type(model), model.config),
         reasons=dict(loaded.reasons),
         foreign=_foreign(loaded, task, max_length),
+        begin_token_id=words.bos_token_id,
     )
 
 

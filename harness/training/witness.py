@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from harness import record
-from harness.training import reference
+from harness.training import compilation, reference
 from harness.training.checkpoint import Loaded
 from harness.training.leakage import Leakage
 from harness.training.metrics import LOWER_IS_BETTER, interval
@@ -63,7 +63,8 @@ class Witness:
             ):
                 hooks.callback(handle.remove)
             started = perf_counter()
-            reported = evaluation()
+            with compilation.beside(self._work.train.compile):
+                reported = evaluation()
             seconds = perf_counter() - started
         after = self._state()
         if not self._scores:
@@ -148,8 +149,8 @@ class Witness:
         self._pass.random = _digest(torch.get_rng_state())
         tensors = {name: value for name, value in kwargs.items() if isinstance(value, torch.Tensor) and value.dim() > 0}
         size = max((tensor.numel() for tensor in tensors.values()), default=0)
-        if not self._scores and self._pass.kept + size <= BATCH_TOKENS:
-            self._pass.kept += size
+        self._pass.kept += size  # also of what is not kept: a smaller batch after it would stand in its place
+        if not self._scores and self._pass.kept <= BATCH_TOKENS:
             self._pass.tensors.append({name: tuple(tensor.tolist()) for name, tensor in tensors.items()})
 
     def _after_forward(self, module: Any, args: Any, output: Any) -> None:

@@ -36,8 +36,8 @@ NOISE = 1e-5
 """Elements whose gradient is below this share of the largest are left out of an update: AdamW divides their rounding
 noise by itself, and what it then moves them by is arbitrary."""
 VANISHED = 1e-3
-"""A gradient by the logits below this norm is compared as if it had it: where the loss is all but 0, as after a step
-at a rate far too high, a softmax in fp32 leaves 6e-8 of it, or nothing."""
+"""A gradient by the logits below this norm is compared as if it had it, and that by the weights likewise: where the
+loss is all but 0, as after a step at a rate far too high, a softmax in fp32 leaves 6e-8 of it, or nothing."""
 COMPARED = 2**14
 """Elements of a tensor whose update is compared, at most, evenly spaced among those that count: an optimizer treats all
 elements of a tensor alike. Gradients, which may be wrong for a few of them, are compared as a whole."""
@@ -185,7 +185,8 @@ class Oracle:
         found = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
         before = _norm(reference["gradients"].values())
         expected = self._clipped(reference["gradients"], before)
-        self._step |= _compare_gradients(found, expected) | {"reference_norm_before": before}
+        self._step |= _compare_gradients(found, expected, self._step["logits_norm"])
+        self._step |= {"reference_norm_before": before}
         rate, declared = self._rates(optimizer)
         self._step |= {
             "rate": rate,
@@ -326,6 +327,7 @@ class Oracle:
         return {
             "logits_gradient": math.nan if mine_all is None else _relative(mine_all, whole),
             "logits_gradient_scale": math.nan if mine_all is None else _scale(mine_all, whole),
+            "logits_norm": float(whole.norm()),
             "logits_are_probabilities": probabilities,
         }
 
@@ -372,14 +374,22 @@ def _at(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return tensor.flatten()[places]
 
 
-def _compare_gradients(found: Tensors, expected: Tensors) -> dict[str, Any]:
+def _compare_gradients(found: Tensors, expected: Tensors, by_logits: float) -> dict[str, Any]:
+    """The distance as a share of the norm: of what that would be if the one by the logits were at least `VANISHED`.
+
+    Args:
+        found: by parameter.
+        expected: likewise.
+        by_logits: norm of the gradient by the logits.
+    """
     missing = [name for name in expected if name not in found and _largest(expected[name]) > 0]
     zero = torch.zeros(())
     distances = {name: float((found.get(name, zero) - tensor).norm()) for name, tensor in expected.items()}
     whole = math.hypot(*(float(tensor.norm()) for tensor in expected.values()))
     norm = math.hypot(*(float(tensor.norm()) for tensor in found.values())) if found else 0.0
+    tiny = torch.finfo(torch.float64).tiny
     return {
-        "gradient": math.hypot(*distances.values()) / max(whole, torch.finfo(torch.float64).tiny),
+        "gradient": math.hypot(*distances.values()) / max(whole * max(1.0, VANISHED / max(by_logits, tiny)), tiny),
         "gradient_worst": max(distances, key=lambda name: distances[name]),
         "gradient_missing": missing,
         "gradient_norm": norm,
