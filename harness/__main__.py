@@ -347,7 +347,9 @@ def _compared(sides: Sequence[tuple[Record, ...]], options: argparse.Namespace) 
 
 
 def _triage(options: argparse.Namespace) -> int:
-    """0 if what differs is noise, or cannot be told, 1 if it is the environment or the code, 2 on refusal."""
+    """0 if what differs is noise, or cannot be told, 1 if it is the environment or the code, 2 on refusal, or if a run
+    with which others would be compared did not finish.
+    """
     from harness import store
     from harness.compare import NotComparable
     from harness.compare.triage import triage
@@ -367,7 +369,7 @@ def _triage(options: argparse.Namespace) -> int:
             put(comparison_json(error), options.output)
         raise HarnessError("\n".join([*problems, error.listed])) from None
     put(page(replace(found, notes=(*problems, *found.notes)), options.format), options.output)
-    return 1 if found.fails else 0
+    return found.status
 
 
 def _accept(options: argparse.Namespace) -> int:

@@ -55,6 +55,9 @@ class Case:
             **_data(self.settings.data),
             **_evaluation(self.settings),
         }
+        if self.settings.tokenizer is not None and Path(self.settings.tokenizer).is_absolute():
+            # A folder, which has another place in each checkout.
+            settings["tokenizer"] = Path(os.path.relpath(self.settings.tokenizer, self.path.parent)).as_posix()
         return {
             "experiment": self.experiment,
             "case": self.id,

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from test_ab import git
 from test_compare import trained
+from trial import case
 
 from harness.ab import job
 from harness.ab.environment import Environments
 from harness.ab.job import Job, compare_sides
 from harness.ab.process import Live, Side, SideFailed
 from harness.ab.revision import Repository
+from harness.ab.side import settle
 from harness.ab.stopping import stopped_once
 from harness.compare import NotComparable
 from harness.errors import HarnessError
@@ -50,6 +52,8 @@ class Scripted:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """A training, or steps of one."""
+        if "chosen" in request:
+            ASKED.append((self.side.name, next(iter(request)), request["chosen"]))
         if "train" in request:
             case = request["train"][0]
             if case == "b":
@@ -61,6 +65,10 @@ class Scripted:
         number = request.get("steps", 1)
         columns = ("seconds", "processor_seconds", "compile_seconds")
         return dict.fromkeys(columns[:2], [0.02] * number) | {columns[2]: [0.0] * number} if number else {"ended": ""}
+
+
+ASKED: list[tuple[str, str, Any]] = []
+"""Side, kind and choices of each request of a training."""
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, cases: str, **options: Any) -> Any:
@@ -278,3 +286,24 @@ def wait_until(true: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("waited for ten seconds")
+
+
+# What `auto` has chosen
+
+
+def test_what_auto_has_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement might choose otherwise the next time: both sides, and all turns, compute as the base did."""
+    ASKED.clear()
+    scripted(monkeypatch, "a")
+    settled = job.settled(trained())
+    assert ASKED[:2] == [("base", "train", {}), ("new", "train", settled)]
+    assert settled == {"packing": True, "compile": True}
+    assert {kind for _, kind, _ in ASKED[2:]} == {"time"}
+    assert all(chosen == settled for *_, chosen in ASKED[2:])
+    auto = {"packing": "auto", "compile": "auto", "keep_memory": False}
+    base = trained(settings={"train.packing": True, "train.compile": False, "train.keep_memory": True})
+    chosen = job.settled(base)
+    assert chosen == {"packing": True, "compile": False, "keep_memory": True}
+    made = settle(case(train=auto), chosen).settings.train
+    assert (made.packing, made.compile, made.keep_memory) == (True, False, False)
+    assert job.settled(trained(settings={f"train.{name}": "auto" for name in auto})) == {}

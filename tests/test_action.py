@@ -222,6 +222,16 @@ def test_all_held(project: Project) -> None:
     assert {"latest.md", "junit.xml", "records"} <= {file.name for file in (project.path / "out put").iterdir()}
 
 
+def test_inputs_may_have_several_lines(project: Project) -> None:
+    """As the input of a step is often written: every word of every line counts."""
+    for name in ("a", "b"):
+        project.experiment(f"experiments/{name}.yaml")
+    files = "experiments/a.yaml\nexperiments/b.yaml\n"
+    done = job(project, experiments=files, arguments="-p no:benchmark\n-k trains\n")
+    assert not done.failed, done.log
+    assert "2 passed" in done.log
+
+
 def test_broken_and_slower(project: Project) -> None:
     """A law and a baseline that do not hold: annotated, status 1; it is compared and uploaded all the same."""
     project.engine("answers={'cpu-custom': lasting(0.5), 'cpu-trainer': lasting(0.5)}", STEADY)
@@ -264,7 +274,7 @@ def test_installing_is_one_command_of_pip(project: Project) -> None:
     """The harness of the action with its extras, and what else is asked for, word by word."""
     project.write("bin/python", '#!/bin/sh\nprintf "%s\\n" "$@" > installed\n').chmod(0o755)
     (step,) = [step for step in steps(ACTION) if step.get("name") == "Install"]
-    for more in ("", "-r 'a b' -c constraints.txt"):
+    for more in ("", "-r 'a b' -c constraints.txt", "torch\ntransformers\n"):
         environment = {"PATH": f"{project.path / 'bin'}:/usr/bin:/bin", "ACTION": "/here", "EXTRAS": "data,peft"}
         command = ["bash", "-e", "-o", "pipefail", "-c", step["run"]]
         subprocess.run(command, cwd=project.path, env={**environment, "REQUIREMENTS": more}, check=True)

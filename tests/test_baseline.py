@@ -77,6 +77,20 @@ def test_cases_that_do_not_agree_are_no_baselines() -> None:
     assert [why.partition(": ")[2].partition(" is broken")[0] for why in found.refused] == ["loops_agree"] * 2
 
 
+def test_loops_of_two_machines_need_not_agree() -> None:
+    """Each machine adds up in its own order; on one of them loops do agree, and on the other they do not."""
+    laptop = {"device": "Laptop", "processor": "Laptop"}
+
+    def on_laptop(name: str, more: float) -> Record:
+        return trained(name, environment=laptop, steps={"loss": tuple(each + more for each in trained().steps.loss)})
+
+    alike = accepted(trained(), trained("cpu-trainer"), on_laptop("cpu-custom", 1e-3), on_laptop("cpu-trainer", 1e-3))
+    assert (len(alike.names), alike.refused) == (4, ())
+    other = accepted(trained(), trained("cpu-trainer"), on_laptop("cpu-custom", 0.0), on_laptop("cpu-trainer", 1e-3))
+    assert len(other.names) == len(other.refused) == 2
+    assert other.baselines.of(trained()) is not None
+
+
 def test_what_did_not_run_is_not_refused() -> None:
     """A device that is not there, and a case that was stopped, leave the others as they are."""
     skipped = record(trained("cuda-custom"), outcome="skipped", reason="no CUDA device")
@@ -186,6 +200,12 @@ def learns_less(case): return timed(case, 0.5, loss=(0.9,) * case.settings.train
 def unsteady(case): return steps(finished(case), processor_seconds=())
 def elsewhere(case):
     return quick(case).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"device": "Other"})})
+def beside_another(case):
+    environment = ENVIRONMENT.model_copy(update={"processor": "Other"})
+    return quick(case).model_copy(update={"environment": environment})
+def packed(case, more=()):
+    record = quick(case)
+    return record.model_copy(update={"settings": {**record.settings, "train.packing": True, **dict(more)}})
 def on_other_threads(case):
     return quick(case).model_copy(update={"environment": ENVIRONMENT.model_copy(update={"threads": 64})})
 """
@@ -212,7 +232,9 @@ def judged(project: Project, answer: str) -> tuple[str, str]:
         ("learns_less", "failed", "faster, but its loss does not hold: not comparable in value"),
         ("on_other_threads", "failed", "threads: 2 and 64"),
         ("unsteady", "skipped", "undecided, baseline of 20"),
-        ("elsewhere", "skipped", "no baseline on Other, there is one on Abacus 9"),
+        ("elsewhere", "skipped", "no baseline on Other, Abacus 9, there is one on Abacus 9"),
+        ("beside_another", "skipped", "no baseline on Abacus 9, Other, there is one on Abacus 9"),
+        ("packed", "failed", "train.packing: false and true"),
         ("crashed", "failed", "crashed: ValueError"),
     ],
 )
@@ -353,3 +375,17 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["baseline", "accept", str(run), "--reason", "x", "--baseline", str(path)]) == 2
     assert capsys.readouterr().err == f"left out: {trained().name}: skipped: no CUDA device\n"
     assert not path.exists()
+
+
+def test_what_auto_has_chosen_otherwise_is_no_regression(project: Project) -> None:
+    """A measurement decides it, and would decide otherwise again after renewing; any other difference still fails."""
+    project.experiment(steps=STEPS, more="matrix: {train.packing: [auto]}")
+    project.engine("answers={'cpu-auto': lambda case: packed(case, {'train.packing': False})}", QUICK)
+    assert project.run("experiments").ret == 0
+    assert main(["baseline", "accept", str(project.path / "reports"), "--reason", "first", *to(project)]) == 0
+    for answer, outcome in (("packed", "skipped"), ("lambda case: packed(case, {'train.eps': 1.0})", "failed")):
+        project.engine(f"answers={{'cpu-auto': {answer}}}", QUICK)
+        result = project.run("experiments", *to(project), "-k", "no_regression")
+        name = "experiments/a.yaml::cpu-auto::no_regression"
+        assert outcomes(result)[name] == outcome
+        assert "train.packing: false and true" in messages(result)[name]

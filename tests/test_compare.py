@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from records import HEALTHY, case, clocked, record
+from records import ADAPTED, HEALTHY, case, clocked, record
 
 from harness.__main__ import main
 from harness.compare import Comparison, NotComparable, Table, compare, side_by_side
@@ -139,6 +139,12 @@ def test_all_differences_are_named_at_once() -> None:
         ("transformers", {"environment": {"versions": {**HERE.versions, "transformers": "6.0.0"}}}),
         ("threads", {"environment": {"threads": 1}}),
         ("precision", {"settings": {"precision": "bf16"}}),
+        (
+            "precision",
+            {"settings": {"precision": "bf16-pure"}, "checkpoint": {"dtype": "bfloat16", "digest": "6" * 64}},
+        ),
+        ("train.packing", {"settings": {"train.packing": False}, "checkpoint": {"attention": "sdpa"}}),
+        ("train.attention", {"settings": {"train.attention": "eager"}, "checkpoint": {"attention": "eager"}}),
         ("train.batch_size", {"settings": {"train.batch_size": 8}, "steps": {"digest": ({"ids": "c"},) * STEPS}}),
         ("weights", {"checkpoint": {"digest": "6" * 64}}),
     ],
@@ -149,6 +155,26 @@ def test_what_is_asked_about_may_differ(axis: str, changes: dict[str, Any]) -> N
     assert len(compare([trained()], [trained(**changes)], across=[axis]).pairs) == 1
     changes = {**changes, "settings": {**changes.get("settings", {}), "train.eps": 1e-6}}
     assert ("train.eps", "1e-08", "1e-06") in refused([trained()], [trained(**changes)], across=[axis])
+
+
+def test_other_weights_are_no_matter_of_precision() -> None:
+    """Where the bits are of other numbers, the place of the checkpoint tells."""
+    pure = {"precision": "bf16-pure", "checkpoint": "./other"}
+    other = trained(settings=pure, checkpoint={"dtype": "bfloat16", "digest": "6" * 64})
+    base = trained(settings={"checkpoint": "./one"})
+    assert refused([base], [other], across=["precision"]) == [("checkpoint", "./one", "./other")]
+    assert ("weights", "5" * 16, "6" * 16) in refused([base], [trained(checkpoint={"digest": "6" * 64})])
+
+
+def test_the_version_of_peft_counts_where_there_are_adapters() -> None:
+    """It computes their step, and nothing of others; as an axis it is a library, and waives no batches."""
+    old, new = ({"versions": {**HERE.versions, "peft": version}} for version in ("0.21.0", "0.22.0"))
+    assert compare([trained(environment=old)], [trained(environment=new)]).pairs
+    base, other = (trained(environment=each, adapters=ADAPTED.adapters) for each in (old, new))
+    assert refused([base], [other]) == [("peft", "0.21.0", "0.22.0")]
+    assert compare([base], [other], across=["peft"]).pairs
+    batches = record(other, steps={"digest": ({"input_ids": "other"},) * STEPS})
+    assert [field for field, *_ in refused([base], [batches], across=["peft"])] == ["batches"]
 
 
 def test_a_setting_that_older_records_lack_has_its_default() -> None:
@@ -389,6 +415,10 @@ def test_a_run_that_crashes_now_is_broken() -> None:
         found = compare([crashed], [new])
         assert (only(found).verdict, found.status) == ("not compared", 2)
         assert only(found).losses.message == "the base run did not finish: crashed: ValueError: no"
+    base, new = in_turns()
+    some = only(compare(base, [*new[:7], *(trained(outcome="crashed", reason="ValueError: no") for _ in range(3))]))
+    assert (some.verdict, some.measures) == ("broken loss", ())
+    assert some.losses.message == "3 of 10 new runs did not finish: crashed: ValueError: no"
     skipped = trained("cuda-custom", outcome="skipped", reason="no CUDA device")
     comparison = compare([trained(), skipped], [trained(), skipped])
     assert set(comparison.notes) == {"left out: experiments/a.yaml::cuda-custom: skipped: no CUDA device"}
@@ -434,6 +464,11 @@ def test_a_row_is_held_against_the_first_that_finished() -> None:
     crashed = record(h100, outcome="crashed", reason="CUDA out of memory")
     (row,) = side_by_side([crashed, h200, record(cpu, steps={"loss": FALLING})], ["device"]).rows
     assert [cell and cell.losses and cell.losses.outcome for cell in row.cells] == ["broken", None, "same"]
+    (row,) = side_by_side([h100, h200, record(h200, outcome="crashed", reason="no")], ["device"]).rows
+    assert [cell and cell.losses and cell.losses.outcome for cell in row.cells] == [None, "broken"]
+    assert row.cells[0] is not None
+    assert row.cells[0].against_best is not None
+    assert row.cells[0].against_best.outcome == "slower"
     newer = record(cpu, environment={"versions": {**HERE.versions, "transformers": "6.0.0"}})
     with pytest.raises(NotComparable, match=r"transformers: 5\.23\.0 and 6\.0\.0"):
         side_by_side([crashed, h200, newer], ["device"])

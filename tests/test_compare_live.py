@@ -23,7 +23,7 @@ def test_the_same_training_is_alike_and_has_the_same_loss(twice: tuple[Record, R
     (pair,) = compare(twice[:1], twice[1:]).pairs
     assert pair.losses.outcome == "same"
     assert [measure.name for measure in pair.measures][:2] == ["step time", "processor time"]
-    assert all(measure.shift is not None for measure in pair.measures[:2])
+    assert all(measure.shift is not None or measure.reason for measure in pair.measures[:2])  # others may keep it busy
     assert not pair.fails
 
 

@@ -231,3 +231,17 @@ def test_find(tmp_path: Path) -> None:
     named = [tmp_path / path for path in ("_base.yaml", "c.txt", "none.yaml")]
     assert find([*named, tmp_path / "in", tmp_path / "_base.yaml"]) == (*named, tmp_path / "in/d.yaml")
     assert find([tmp_path / "_in"]) == (tmp_path / "_in/e.yaml",)
+
+
+def test_the_folder_of_a_tokenizer_is_declared_as_seen_from_the_file(tmp_path: Path) -> None:
+    """Two checkouts, or two machines, declare the same."""
+    declared = []
+    for checkout in ("one", "two"):
+        (tmp_path / checkout / "words").mkdir(parents=True)
+        (tmp_path / checkout / "words" / "tokenizer.json").write_text("{}")
+        file = tmp_path / checkout / "a.yaml"
+        file.write_text("checkpoint: acme/model\ntokenizer: ./words\ndata: {sequences: [a], labels: [0]}\n")
+        (only,) = cases(read(file, {}), ["cpu"], root=file.parent)
+        declared.append(only.declared())
+    assert declared[0]["settings"]["tokenizer"] == "words"
+    assert declared[0] == declared[1]

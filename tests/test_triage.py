@@ -54,6 +54,20 @@ def test_causes(control: dict[str, Any], canary: dict[str, Any], cause: str) -> 
     assert found.fails == (cause not in ("noise", "undecided"))
 
 
+def test_a_run_that_is_missing_is_no_noise() -> None:
+    """Where the baseline did not finish there is nothing to compare with; nor where the same code crashed again."""
+    crashed = {"outcome": "crashed", "reason": "ValueError: no"}
+    for base, control, who in (
+        (run(BASE, **dict(crashed)), run(PINNED), "baseline"),
+        (run({**BASE, "dirty": False}), run({**BASE, "dirty": False}, **dict(crashed)), "control"),
+    ):
+        canary = run({**LATEST, "commit": control[0].environment.commit})
+        found = triage(base, control, canary)
+        assert [one.cause for one in found.findings] == ["undecided"]
+        assert found.findings[0].reason == f"the run of the {who} did not finish: there is nothing to compare with"
+        assert (found.fails, found.status) == (False, 2)
+
+
 def test_what_changed_is_named() -> None:
     """Commits, and libraries with both versions."""
     (finding,) = judged().findings

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from harness.ab.process import Live, Side, SideFailed
 from harness.ab.turns import Steps, Turns, alternate
@@ -23,6 +24,9 @@ from harness.report.comparison import interval
 
 LIBRARIES = "libraries"
 """The axis that stands for all versions of libraries, and what follows from them."""
+
+CHOSEN = ("packing", "compile", "keep_memory")
+"""Keys of `train` that may be `auto`."""
 
 Told = Callable[[str], None]
 
@@ -105,7 +109,8 @@ def _collected(live: Live) -> list[str]:
 def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: random.Random, told: Told) -> Pair | str:
     """A case of both sides; a sentence where it says nothing."""
     told(f"{name}: trained as declared")
-    one, two = (_trained(live, name) for live in sides)
+    one = _trained(sides[0], name)
+    two = _trained(sides[1], name, settled(one))
     for live, record in zip(sides, (one, two), strict=True):
         if record.outcome in LEFT_OUT:
             return f"left out: {name}: {live.side.name}: {record.outcome}: {record.reason}"
@@ -115,8 +120,13 @@ def _case(name: str, sides: tuple[Live, Live], job: Job, cases: int, chance: ran
     return pair if pair.fails or not one.finished else _in_turns(sides, Timed(pair, job, cases), chance, told)
 
 
-def _trained(live: Live, name: str) -> Record:
-    answer = live.ask(train=name)
+def settled(record: Record) -> dict[str, Any]:
+    """What `auto` has chosen in a training: it measures, and might choose otherwise the next time."""
+    return {name: chosen for name in CHOSEN if (chosen := record.settings.get(f"train.{name}", "auto")) != "auto"}
+
+
+def _trained(live: Live, name: str, chosen: Mapping[str, Any] | None = None) -> Record:
+    answer = live.ask(train=name, chosen=chosen or {})
     live.side.check(answer["modules"])
     return Record.from_json(answer["record"])
 
@@ -124,12 +134,13 @@ def _trained(live: Live, name: str) -> Record:
 def _in_turns(sides: tuple[Live, Live], judging: Timed, chance: random.Random, told: Told) -> Pair:
     """The case with its times: looked at until it is clear, or the budget is spent."""
     pair, budget, begun = judging.pair, judging.job.budget, list[_Timing]()
+    chosen = settled(pair.base[0])
 
     def begin() -> tuple[_Timing, _Timing]:
         """Both in the processes that trained as declared, and after that in others."""
         if begun:
             _anew(sides, chance)
-        timings = {live: _Timing(live, pair.case) for live in chance.sample(sides, 2)}
+        timings = {live: _Timing(live, pair.case, chosen) for live in chance.sample(sides, 2)}
         begun[:] = [timings[live] for live in sides]
         return begun[0], begun[1]
 
@@ -173,10 +184,10 @@ def trained_pair(base: Record, new: Record) -> Pair:
 class _Timing:
     """A side's training without an end, until it is told to."""
 
-    def __init__(self, live: Live, name: str) -> None:
+    def __init__(self, live: Live, name: str, chosen: Mapping[str, Any]) -> None:
         self._live = live
         self._name = name
-        self._heard(live.ask(time=name))  # it answers with its first step, and waits
+        self._heard(live.ask(time=name, chosen=chosen))  # it answers with its first step, and waits
 
     def end(self) -> None:
         """The process is free for another case."""

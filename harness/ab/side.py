@@ -5,7 +5,8 @@
 It talks in lines of JSON, over what were its standard input and output. First it says which cases pytest collects from
 the paths, with the project's own configuration and conftest.py, which stays imported. Then it is asked to `train` one
 of them as declared, and answers with the record; or to `time` one, and then for `steps`, and answers with the seconds
-of each. Between steps it waits for the next request, and the clock of the step stands still. It ends with its input.
+of each. What `auto` has chosen on one side comes with the request, for both shall compute alike. Between steps it waits
+for the next request, and the clock of the step stands still. It ends with its input.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -106,9 +107,11 @@ def main(arguments: Sequence[str]) -> None:
     while True:
         request = channel.ask()
         if (name := request.get("train")) is not None:
-            channel.say(record=train(planned.cases[name], planned.root), modules=imported())
+            case = settle(planned.cases[name], request.get("chosen", {}))
+            channel.say(record=train(case, planned.root), modules=imported())
         elif (name := request.get("time")) is not None:
-            channel.say(ended=time(planned.cases[name], planned.root, channel))
+            case = settle(planned.cases[name], request.get("chosen", {}))
+            channel.say(ended=time(case, planned.root, channel))
 
 
 def collect(arguments: Sequence[str]) -> Planned:
@@ -127,6 +130,13 @@ def collect(arguments: Sequence[str]) -> Planned:
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and not planned.errors:
         raise HarnessError(f"pytest cannot collect {' '.join(arguments)}")
     return planned
+
+
+def settle(case: Case, chosen: Mapping[str, Any]) -> Case:
+    """The case with what was chosen, by key of `train`, wherever it says `auto`."""
+    train = case.settings.train
+    own = {name: value for name, value in chosen.items() if getattr(train, name) == "auto"}
+    return replace(case, settings=case.settings.model_copy(update={"train": train.model_copy(update=own)}))
 
 
 def train(case: Case, root: Path) -> str:

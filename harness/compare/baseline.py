@@ -21,7 +21,7 @@ from pydantic import Field
 
 from harness.account import PHASES
 from harness.compare.comparison import LEFT_OUT, Pair, compare
-from harness.compare.identity import Key, differences, key
+from harness.compare.identity import Key, differences, key, machine
 from harness.compare.measure import MARGIN, Unit, timed
 from harness.compare.statistic import Run, noise
 from harness.errors import HarnessError
@@ -103,8 +103,8 @@ class Baselines:
         return self.lines.get(key(record))
 
     def elsewhere(self, record: Record) -> tuple[str, ...]:
-        """Other devices that have a baseline of the case."""
-        return tuple(device for name, device, _ in self.lines if name == record.name)
+        """Other hardware that has a baseline of the case."""
+        return tuple(machine(one) for one in self.lines if one[0] == record.name)
 
     def to_text(self) -> str:
         """A line each, sorted by case and hardware."""
@@ -198,10 +198,10 @@ def accept(old: Baselines, records: Iterable[Record], reason: str, now: datetime
     groups: dict[Key, list[Record]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
-    disagreeing = _disagreeing(records)
+    disagreeing = dict(_disagreeing(records))
     lines, names, refused = dict(old.lines), [], []
-    for (name, *_), runs in groups.items():
-        reasons = (*map(_unfit, runs), _unlike(runs), disagreeing.get(name, ""), _noisy(runs))
+    for (name, _, processor), runs in groups.items():
+        reasons = (*map(_unfit, runs), _unlike(runs), disagreeing.get((name, processor), ""), _noisy(runs))
         if why := next(filter(None, reasons), ""):
             refused.append(f"{name}: {why}")
             continue
@@ -251,10 +251,12 @@ def _unlike(runs: Sequence[Record]) -> str:
     return f"its runs are not alike: {found[0].field}: {found[0].base} and {found[0].new}" if found else ""
 
 
-def _disagreeing(records: Sequence[Record]) -> dict[str, str]:
-    """Cases that do not agree with another, and how."""
-    verdicts = [verdict for verdict in judge_together(records) if verdict.outcome == "broken"]
-    return {name: f"{one.law} is broken: {one.message}" for one in verdicts for name in one.between}
+def _disagreeing(records: Sequence[Record]) -> Iterator[tuple[tuple[str, str], str]]:
+    """Cases that do not agree with another one on the same machine, by name and processor, and how."""
+    for processor in dict.fromkeys(record.environment.processor for record in records):
+        for one in judge_together([record for record in records if record.environment.processor == processor]):
+            if one.outcome == "broken":
+                yield from (((name, processor), f"{one.law} is broken: {one.message}") for name in one.between)
 
 
 def _noisy(runs: Sequence[Record]) -> str:

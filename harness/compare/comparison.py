@@ -119,7 +119,7 @@ def compare(
         NotComparable: cases differ in what was not asked about, or none is on both sides.
     """
     base, new = tuple(base), tuple(new)
-    one, two, notes = cases(base, across), cases(new, across), left_out((*base, *new))
+    one, two, notes = cases(base, across), cases(new, across, every=True), left_out((*base, *new))
     notes += [f"only in base: {_title(runs)}" for key, runs in one.items() if key not in two]
     notes += [f"only in new: {_title(runs)}" for key, runs in two.items() if key not in one]
     common = [key for key in one if key in two]
@@ -138,13 +138,13 @@ def compare(
 Key = tuple[str, ...]
 
 
-def cases(records: Iterable[Record], across: Sequence[str], *, on_axis: bool = False) -> dict[Key, tuple[Record, ...]]:
+def cases(records: Iterable[Record], across: Sequence[str], *, every: bool = False) -> dict[Key, tuple[Record, ...]]:
     """The runs of each case on each hardware; those that finished, where one has.
 
     Args:
         records: of any cases.
         across: the axes along which runs of one case may differ.
-        on_axis: runs at several values of the axes are wanted: none is left out for another that finished.
+        every: those that did not finish as well, behind the others.
     """
     found: dict[Key, list[Record]] = {}
     for record in records:
@@ -153,10 +153,13 @@ def cases(records: Iterable[Record], across: Sequence[str], *, on_axis: bool = F
         name = place(record, across) if across else record.name
         key = (name, *(each for field, each in hardware(record.environment).items() if field not in waive(across)))
         found.setdefault(key, []).append(record)
-    return {
-        key: (() if on_axis else tuple(run for run in runs if run.finished)) or tuple(runs)
-        for key, runs in found.items()
-    }
+    ordered = {key: sorted(runs, key=lambda run: not run.finished) for key, runs in found.items()}
+    return {key: tuple(runs) if every else finished(runs) or tuple(runs) for key, runs in ordered.items()}
+
+
+def finished(runs: Iterable[Record]) -> tuple[Record, ...]:
+    """Those that did."""
+    return tuple(run for run in runs if run.finished)
 
 
 def left_out(records: Iterable[Record]) -> list[str]:
@@ -171,8 +174,8 @@ def refuse(pairs: Iterable[tuple[Record, Record]], across: Sequence[str]) -> Non
     Raises:
         NotComparable: with every difference.
     """
-    finished = [(one, two) for one, two in pairs if one.finished and two.finished]
-    if found := [difference for one, two in finished for difference in differences(one, two, across)]:
+    both = [(one, two) for one, two in pairs if one.finished and two.finished]
+    if found := [difference for one, two in both for difference in differences(one, two, across)]:
         raise NotComparable(found)
 
 
@@ -193,7 +196,7 @@ def _same_names(
 
 def _pair(case: str, base: tuple[Record, ...], new: tuple[Record, ...]) -> Pair:
     """The figures of a case, not judged yet; there are none of a run that did not finish."""
-    figures = measures(base, new) if base[0].finished and new[0].finished else ()
+    figures = measures(base, new) if base[0].finished and len(finished(new)) == len(new) else ()
     return Pair(case, base, new, figures, between(base, new))
 
 

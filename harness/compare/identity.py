@@ -18,6 +18,9 @@ ALIASES = {
     "device": ("device", "device model", "processor", "driver", "runtime", "threads", "torch build", "attention"),
     "torch": ("torch", "torch build", "runtime"),
     "loop": ("train.loop",),
+    "precision": ("precision", "dtype"),
+    "train.packing": ("train.packing", "attention"),
+    "train.attention": ("train.attention", "attention"),
 }
 """Axes that are several fields: another device brings another driver, and another build of torch its CUDA."""
 
@@ -70,7 +73,8 @@ def fields(record: Record) -> dict[str, Any]:
     """
     environment, checkpoint = record.environment, record.checkpoint
     torch, _, build = environment.versions.get("torch", "").partition("+")
-    known: dict[str, Any] = {**_settings(record), **environment.versions, "torch": torch, "torch build": build}
+    versions = {name: each for name, each in environment.versions.items() if name != "peft" or record.adapters}
+    known: dict[str, Any] = {**_settings(record), **versions, "torch": torch, "torch build": build}
     known |= {name: getattr(environment, name) for name in ("driver", "runtime", "threads", "processor")}
     known["device model"] = environment.device
     known["steps trained"] = len(record.steps.loss)
@@ -102,10 +106,15 @@ def key(record: Record) -> Key:
     return record.name, record.environment.device, record.environment.processor
 
 
+def machine(key: Key) -> str:
+    """The hardware of a key, for people."""
+    return ", ".join(dict.fromkeys(filter(None, key[1:])))
+
+
 def told_apart(names: Sequence[str], records: Sequence[Record]) -> list[str]:
     """Each name, with the hardware of its record where several have it."""
     return [
-        name if names.count(name) == 1 else f"{name} ({', '.join(dict.fromkeys(filter(None, key(record)[1:])))})"
+        name if names.count(name) == 1 else f"{name} ({machine(key(record))})"
         for name, record in zip(names, records, strict=True)
     ]
 
@@ -117,8 +126,12 @@ def differences(base: Record, new: Record, across: Iterable[str] = ()) -> list[D
     lack what could not be set then.
     """
     waived, one, two = waive(across), fields(base), fields(new)
-    if any("." in name or name in Settings.model_fields for name in waived - {"device"}):
+    libraries = base.environment.versions.keys() | new.environment.versions.keys()  # also peft, which is a key, too
+    if any("." in name or name in Settings.model_fields for name in waived - {"device"} - libraries):
         waived |= {"batches", "steps trained"}  # they follow from settings
+    if "dtype" in waived and one.get("dtype") != two.get("dtype"):  # other bits of the same weights
+        waived |= {"weights"}
+        one["checkpoint"], two["checkpoint"] = (side.settings.get("checkpoint") for side in (base, new))
     defaults = _defaults()
     found = []
     for name in sorted(one.keys() | two.keys()):

@@ -38,15 +38,16 @@ class Losses:
 
 def between(base: Sequence[Record], new: Sequence[Record]) -> Losses:
     """Of several runs of a side: each new one against the first of the base, and the worst of what is found."""
-    sides: tuple[tuple[str, Record, LossOutcome], ...] = (
-        ("base", base[0], "undecided"),
-        ("new", new[0], "broken"),
-    )
-    for name, record, outcome in sides:
-        if not record.finished:
-            why = f"{record.outcome}: {record.reason}" if record.reason else record.outcome
-            return Losses(outcome, f"the {name} run did not finish: {why}")
+    if not base[0].finished:
+        return Losses("undecided", f"the base run did not finish: {_why(base[0])}")
+    if lost := [run for run in new if not run.finished]:
+        which = "the new run" if len(new) == 1 else f"{len(lost)} of {len(new)} new runs"
+        return Losses("broken", f"{which} did not finish: {_why(lost[0])}")
     return min((losses(base[0], run) for run in new), key=lambda one: LOSS_OUTCOMES.index(one.outcome))
+
+
+def _why(run: Record) -> str:
+    return f"{run.outcome}: {run.reason}" if run.reason else run.outcome
 
 
 def losses(base: Record, new: Record) -> Losses:

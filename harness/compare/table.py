@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from harness.compare.comparison import cases, left_out, refuse
+from harness.compare.comparison import cases, finished, left_out, refuse
 from harness.compare.identity import NotComparable, told_apart, value
 from harness.compare.loss import LOSS_OUTCOMES, Losses, between
 from harness.compare.measure import MARGIN, Measure, duration, judged_together
@@ -70,7 +70,7 @@ def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: fl
         NotComparable: cases of a row differ in what was not asked about, or no row has two columns.
     """
     records = tuple(records)
-    groups = {key: _by_value(runs, across) for key, runs in cases(records, across, on_axis=True).items()}
+    groups = {key: _by_value(runs, across) for key, runs in cases(records, across, every=True).items()}
     notes = left_out(records)
     alone = [one for one in groups.values() if len(one) < 2]
     notes += [f"only at {value}: {runs[0].name}" for one in alone for value, runs in one.items()]
@@ -81,7 +81,8 @@ def side_by_side(records: Iterable[Record], across: Sequence[str], *, margin: fl
     for one in groups.values():
         refuse([(_first(one)[0], runs[0]) for runs in one.values()], across)
         refuse([(runs[0], run) for runs in one.values() for run in runs[1:]], ())
-    columns = tuple(dict.fromkeys(value for one in groups.values() for value in one))
+    there = {name for one in groups.values() for name in one}
+    columns = tuple(dict.fromkeys(name for record in records if (name := value(record, across)) in there))
     rows = [_row(title, one, columns) for title, one in zip(_titles(groups.values()), groups.values(), strict=True)]
     return Table(tuple(across), columns, _together(rows, margin), tuple(notes))
 
@@ -94,7 +95,7 @@ def _by_value(runs: Iterable[Record], across: Sequence[str]) -> Group:
     found: dict[str, list[Record]] = {}
     for run in runs:
         found.setdefault(value(run, across), []).append(run)
-    return {name: tuple(run for run in each if run.finished) or tuple(each) for name, each in found.items()}
+    return {name: tuple(each) for name, each in found.items()}
 
 
 def _first(group: Group) -> tuple[Record, ...]:
@@ -125,7 +126,9 @@ def _cell(
         tokens_per_second=rate[0] if rate else None,
         samples_per_second=rate[1] if rate else None,
         peak_bytes=round(median(peaks)) if peaks else None,
-        against_best=None if rate is None or best is None or runs is best else duration(best, runs, "step time"),
+        against_best=None
+        if rate is None or best is None or runs is best
+        else duration(finished(best), finished(runs), "step time"),
         losses=None if runs is first else between(first, runs),
         runs=len(runs),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.compare.comparison import Comparison, Pair, compare
+from harness.compare.comparison import NOT_COMPARED, Comparison, Pair, compare
 from harness.compare.identity import ALIASES, Difference, NotComparable, key
 from harness.compare.measure import MARGIN
 from harness.record import Environment, Record
@@ -45,6 +45,12 @@ class Triage:
     def fails(self) -> bool:
         """At least one case has regressed, and not by noise."""
         return any(finding.cause not in ("noise", "undecided") for finding in self.findings)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 if a case has regressed, 2 if a run is missing with which it would be compared."""
+        missing = any(NOT_COMPARED in (one.control.verdict, one.canary.verdict) for one in self.findings)
+        return 1 if self.fails else 2 if missing else 0
 
 
 def triage(
@@ -106,6 +112,9 @@ def _finding(control: Pair, canary: Pair) -> Finding:
         cause, reason = "environment", "the canary, of the same commit, differs from the control"
     elif not control.fails and _as_good(control) and _as_good(canary):
         cause, reason = "noise", "neither differs beyond chance"
+    if NOT_COMPARED in (control.verdict, canary.verdict) and cause in ("noise", "undecided"):
+        which = "baseline" if control.verdict == NOT_COMPARED else "control"
+        cause, reason = "undecided", f"the run of the {which} did not finish: there is nothing to compare with"
     return Finding(control.case, cause, control, canary, reason, tuple(_changed(control, canary)))
 
 

@@ -6,6 +6,7 @@ import json
 
 from tabulate import tabulate
 
+from harness.compare.comparison import NOT_COMPARED
 from harness.compare.triage import Finding, Triage
 from harness.errors import count
 from harness.report.comparison import FORMAT, comparison_lines, pair_json
@@ -45,7 +46,7 @@ def triage_json(found: Triage) -> str:
         }
         for finding in found.findings
     ]
-    said = {"format": FORMAT, "verdict": "regressed" if found.fails else "no regression", "cases": cases}
+    said = {"format": FORMAT, "verdict": ("no regression", "regressed", NOT_COMPARED)[found.status], "cases": cases}
     return json.dumps({**said, "notes": found.notes}, indent=2, allow_nan=False) + "\n"
 
 

@@ -25,6 +25,7 @@ DISTRIBUTIONS = (
     "safetensors",
     "numpy",
     "datasets",
+    "peft",
 )
 
 DRIVER = Path("/proc/driver/nvidia/version")
