@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertForPreTraining, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 from trial import SEQUENCES, attempt, case, save, settings, train
 
 from harness import plan
@@ -16,7 +22,7 @@ from harness.errors import CheckpointError
 from harness.experiment import HubCheckpoint, PackageCheckpoint, read
 from harness.laws import LAWS, judge
 from harness.record import Record
-from harness.training import checkpoint, repository
+from harness.training import checkpoint, encoding, repository, tokenizer
 from harness.training.checkpoint import Loaded, Shelf, load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -432,7 +438,7 @@ def test_only_known_kinds_of_files_leave_the_hub(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(repository, "snapshot_download", download)
     load(settings(HubCheckpoint(id="acme/model", revision="v1")))
     assert (asked["name"], asked["revision"]) == ("acme/model", "v1")
-    kinds = {"*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken"}
+    kinds = {"*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken", "*.tokenizer", "*.jinja"}
     assert set(asked["allow_patterns"]) == kinds
     assert asked["ignore_patterns"] == ["*/*"]
 
@@ -440,3 +446,33 @@ def test_only_known_kinds_of_files_leave_the_hub(monkeypatch: pytest.MonkeyPatch
 def test_saved_model_is_the_pretraining_one(saved: Path) -> None:
     """The folder that these tests load is what they say it is."""
     assert BertForPreTraining.__name__ in json.loads((saved / "config.json").read_text())["architectures"]
+
+
+def test_a_pad_token_of_our_own_is_the_models_too(saved: Path, folder: Path) -> None:
+    """Whatever pad id the config has: heads of decoders look for the last token before the padding by it."""
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    words.pop("pad_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**words, "eos_token": "[SEP]"}))
+    change_config(folder, pad_token_id=0)
+    found = load(settings(folder))
+    assert found.tokenizer.pad_token == "[SEP]"
+    assert found.model.config.pad_token_id == found.tokenizer.pad_token_id != 0
+
+
+def test_positions_that_begin_behind_the_padding_are_fewer(tmp_path: Path) -> None:
+    """RoBERTa's table of 66 has room for 64 tokens, whatever the tokenizer says."""
+    words = tokenizer.train(SEQUENCES, model_max_length=10**30)
+    config = RobertaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=66,
+        pad_token_id=1,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    loaded = load(settings(tmp_path))
+    assert encoding.positions(loaded.model) == 64
+    assert encoding.longest(None, loaded.tokenizer, loaded.model) == 64

@@ -190,3 +190,11 @@ def test_a_record_says_where_the_rows_are_and_not_where_the_machine_keeps_them(f
         digests.add(said["data.digest"])
         assert str(files) not in str(case.declared())
     assert len(digests) == 1
+
+
+def test_classes_of_rows_are_those_that_have_names(files: Path) -> None:
+    """As those of sequences are."""
+    said = "rows: [{text: a, label: 5}, {text: b, label: 0}]\n  label_names: [x, y]"
+    assert mistakes(files, said) == [
+        "x.yaml:3: data.rows[0].label: found 5, expected a label from 0 to 1 (num_labels is 2)"
+    ]

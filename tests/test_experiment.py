@@ -733,6 +733,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "comment": ("# no more\n", "1: found nothing, expected a mapping that starts like `checkpoint: ...`"),
     "list": ("\n- a\n", "2: found a list, expected a mapping that starts like `checkpoint: ...`"),
     "text": ("hello", "1: found 'hello', expected a mapping that starts like `checkpoint: ...`"),
+    "not UTF-8 behind a signature": (
+        b"\xef\xbb\xbfa: b\nc: \xff\n",
+        "2: found the byte 0xff, which is not UTF-8, expected a YAML file in UTF-8",
+    ),
     "not UTF-8": (b"a: b\nc: \xff\n", "2: found the byte 0xff, which is not UTF-8, expected a YAML file in UTF-8"),
     "control": (
         "a: b\nc: \x07\n",

@@ -15,11 +15,12 @@ from hub import Answer, Hub, serving
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from transformers import AutoModelForSequenceClassification
-from trial import attempt, case, save, train
+from trial import attempt, case, save, settings, train
 
 from harness.experiment import parse_checkpoint
 from harness.record import Record
 from harness.store import read
+from harness.training.checkpoint import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,6 +115,18 @@ def test_only_what_is_needed_is_fetched(hub: Hub) -> None:
     assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert not any("onnx" in request for request in hub.requests)
     assert [request for request in hub.requests if not request.startswith(("GET ", "HEAD "))] == []
+
+
+def test_the_chat_template_is_fetched_too(hub: Hub, saved: Path, tmp_path: Path) -> None:
+    """Transformers keeps it in a file of its own; so does ProphetNet its vocabulary."""
+    folder = tmp_path / "chatty"
+    shutil.copytree(saved, folder)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    (folder / "prophetnet.tokenizer").write_text("soup")
+    hub.push("acme/chatty", folder)
+    found = load(settings(parse_checkpoint("acme/chatty")))
+    assert found.tokenizer.chat_template.startswith("{% for message in messages %}")
+    assert any(request.endswith("prophetnet.tokenizer") for request in map(str, hub.requests))
 
 
 def test_second_run_fetches_no_file_again(hub: Hub) -> None:
@@ -294,7 +307,7 @@ def test_credentials_stay_out_of_records(hub: Hub, monkeypatch: pytest.MonkeyPat
 def pytest_with(environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run pytest over the experiments of a folder, in an environment of their own."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)],
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "trains", "--rootdir", str(folder), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", **environment},
         cwd=folder,
         capture_output=True,

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from trial import attempt, case, save
 
 from harness.errors import DataError
@@ -471,3 +471,124 @@ def test_nothing_of_a_table_is_held_in_memory(tmp_path: Path) -> None:
     rows = opened(tmp_path, files="a.parquet", num_labels=2)
     assert isinstance(rows, Table)
     assert sum(Path(file["filename"]).stat().st_size for file in rows.rows.cache_files) > 5e6
+
+
+# Labels that are no single class
+
+
+def several(tmp_path: Path, labels: list[Any], **said: Any) -> Rows:
+    """Rows of a file whose label is a list."""
+    write(tmp_path, "a.jsonl", TEXTS[: len(labels)], labels)
+    return opened(tmp_path, files="a.jsonl", problem_type="multi_label_classification", **said)
+
+
+def test_classes_of_a_row_are_a_list(tmp_path: Path) -> None:
+    """Of numbers, or of names that are declared."""
+    found = several(tmp_path, [[0, 2], [], [1]], num_labels=3)
+    assert [label for _, label in every(found)] == [[0, 2], [], [1]]
+    named = several(tmp_path, [["warm"], ["cold", "stale"], []], label_names=["warm", "cold", "stale"])
+    assert [label for _, label in every(named)] == [[0], [1, 2], []]
+    record = trained(
+        tmp_path, files="a.jsonl", problem_type="multi_label_classification", label_names=["warm", "cold", "stale"]
+    )
+    assert record.finished, record.reason
+    assert record.batches[0].tensors["labels"][0] in ([1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "why"),
+    [
+        ([[0, 1, 0]], {"num_labels": 3}, "row 0: label: found [0, 1, 0], expected each class once; list the classes"),
+        ([[1], [3]], {"num_labels": 3}, "row 1: label.0: found 3, expected a label from 0 to 2"),
+        ([[0], None], {"num_labels": 3}, "row 1: label: found nothing, expected a class"),
+        ([["hot"]], {"label_names": ["warm", "cold"]}, "row 0: the label 'hot' is none of 'warm', 'cold'"),
+        ([["hot"]], {"num_labels": 3}, "row 0: label is ['hot'], expected numbers, or names that are in data.label_n"),
+        ([[0]], {}, "how many classes there are is not known: data.label_names or num_labels"),
+    ],
+)
+def test_lists_that_are_no_classes_are_refused(
+    tmp_path: Path, labels: list[Any], said: dict[str, Any], why: str
+) -> None:
+    """They would be other labels, or none."""
+    with pytest.raises(DataError) as caught:
+        several(tmp_path, labels, **said)
+    assert why in str(caught.value)
+
+
+def test_a_row_without_a_number_can_be_dropped(tmp_path: Path) -> None:
+    """A score that is missing is named, or left out."""
+    write(tmp_path, "whole.jsonl", TEXTS[:2], [-2, 1])
+    assert [label for _, label in every(opened(tmp_path, files="whole.jsonl", problem_type="regression"))] == [-2, 1]
+    write(tmp_path, "a.jsonl", TEXTS[:3], [0.5, None, 1.5])
+    with pytest.raises(DataError, match="row 1: label: found nothing"):
+        opened(tmp_path, files="a.jsonl", problem_type="regression")
+    rows = opened(tmp_path, files="a.jsonl", problem_type="regression", invalid_rows="drop")
+    assert [label for _, label in every(rows)] == [0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([0.5, 1.5], "regression"), ([[0], [1]], "multi_label_classification")], ids=["float", "list"]
+)
+def test_the_problem_of_a_file_has_to_be_said(tmp_path: Path, labels: list[Any], kind: str) -> None:
+    """With the value that fits."""
+    write(tmp_path, "a.jsonl", TEXTS[:2], labels)
+    with pytest.raises(DataError, match=f"say data.problem_type: {kind}"):
+        opened(tmp_path, files="a.jsonl")
+
+
+def of_words(tmp_path: Path, labels: list[list[Any]], **said: Any) -> Rows:
+    """Rows of words from a file."""
+    rows = [{"words": ["warm", "soup"][: len(each)], "labels": each} for each in labels]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_rows(declared(tmp_path, files="w.jsonl", **said).data, "token-classification")
+
+
+def test_classes_of_words_have_to_be_known(tmp_path: Path) -> None:
+    """The head would have too few of them; a label beyond the last is named."""
+    with pytest.raises(DataError, match="how many classes there are is not known"):
+        of_words(tmp_path, [[0, 2]])
+    with pytest.raises(DataError, match=r"row 1: labels\.0: found 3, expected a label from 0 to 2"):
+        of_words(tmp_path, [[0, 2], [3]], num_labels=3)
+    rows = of_words(tmp_path, [["O", "B-FOOD"], ["O"]], label_names=["O", "B-FOOD"])
+    assert isinstance(rows, Table)
+    assert [row["labels"] for row in rows.first(2)] == [[0, 1], [0]]
+    assert rows.labels.among == 2
+
+
+def test_classes_of_words_may_be_those_of_the_dataset(tmp_path: Path) -> None:
+    """As its features name them; other names, or another order, would mean other classes."""
+    features = Features({"words": List(Value("string")), "labels": List(ClassLabel(names=["O", "B-FOOD"]))})
+    Dataset.from_list([{"words": ["warm", "soup"], "labels": [0, 1]}], features=features).to_parquet(
+        tmp_path / "w.parquet"
+    )
+
+    def rows(**said: Any) -> Rows:
+        return open_rows(declared(tmp_path, files="w.parquet", **said).data, "token-classification")
+
+    assert (rows().labels.names, rows().labels.among) == (("O", "B-FOOD"), 2)
+    with pytest.raises(DataError, match=r"the labels are 'O', 'B-FOOD', and data\.label_names has 'B-FOOD', 'O'"):
+        rows(label_names=["B-FOOD", "O"])
+
+
+# Roles
+
+
+def test_columns_of_another_kind_of_row_are_left_alone(tmp_path: Path) -> None:
+    """A table with a text to learn may have prompts as well; a question's optional column is read."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "warm soup", "prompt": "soup?", "answer": None}) + "\n")
+    rows = open_rows(declared(tmp_path, files="a.jsonl").data, "causal-lm")
+    assert isinstance(rows, Table)
+    assert rows.first(1) == [{"text": "warm soup"}]
+    question = {"question": "what?", "context": "soup and soup", "answer": "soup", "answer_start": 9}
+    (tmp_path / "q.jsonl").write_text(json.dumps(question) + "\n")
+    rows = open_rows(declared(tmp_path, files="q.jsonl").data, "question-answering")
+    assert isinstance(rows, Table)
+    assert rows.first(1) == [question]
+
+
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    """Also one that would be a pattern."""
+    folder = tmp_path / "thesis [final] *"
+    folder.mkdir()
+    write(folder, "a.csv")
+    assert len(every(opened(folder, files="*.csv"))) == len(TEXTS)

@@ -20,7 +20,7 @@ from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
 from harness.experiment.peft import ALL_LINEAR, Peft
-from harness.experiment.row import Row, problem_of, required, roles, texts, unlike
+from harness.experiment.row import Row, problem_of, required, roles, roles_beside, texts, unlike
 from harness.experiment.settings import Benchmark, Settings
 from harness.experiment.train import LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
 
@@ -57,6 +57,7 @@ __all__ = [
     "read",
     "required",
     "roles",
+    "roles_beside",
     "schema",
     "texts",
     "unlike",

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -229,12 +229,15 @@ class Data(Source):
         description="The classes in the order of their numbers; null: the dataset's own, or those in the data, sorted.",
     )
     num_labels: int | None = Field(
-        default=None, ge=2, description="Number of classes; null: the highest label and one, and at least 2."
+        default=None,
+        ge=2,
+        description="Number of classes; null: the highest label and one, and at least 2. Lists of classes in a file "
+        "or a dataset have none of their own.",
     )
     problem_type: Problem | None = Field(
         default=None,
         description="How labels of whole texts are meant; null: a class is a single label, a list of classes several, "
-        "a number with a point a regression.",
+        "a number with a point a regression; in a file or a dataset each is a class.",
     )
     mask_probability: float = Field(
         default=0.15, gt=0, lt=1, description="Share of the tokens that a masked language model has to predict."
@@ -293,7 +296,7 @@ def _listed(files: str | list[str] | None) -> list[str]:
 def _matching(pattern: str, folder: Path) -> list[Path]:
     """The files that a pattern names, sorted."""
     try:
-        whole = str(folder.absolute() / Path(pattern).expanduser())
+        whole = str(Path(escape(str(folder.absolute()))) / Path(pattern).expanduser())
         # Not Path.glob, which takes no absolute pattern.
         return sorted(Path(name) for name in glob(whole, recursive=True) if Path(name).is_file())  # noqa: PTH207
     # A NUL in the name, or a ~ that is nobody's home.

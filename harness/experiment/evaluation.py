@@ -40,6 +40,9 @@ METRICS: dict[str, tuple[str, ...]] = {
 """By task, or by the problem that labels of whole texts pose: the metrics there are, the default first."""
 
 
+_NO_LIMIT = problem("nothing", "a number of rows: a stream is read until there, before training")
+
+
 class Evaluation(Source):
     """Rows that are not trained on, and how well the model does on them before and after training."""
 
@@ -68,8 +71,10 @@ class Evaluation(Source):
 
     def _mistakes(self) -> Iterator[Wrong]:
         yield from super()._mistakes()
+        if self.labels is not None and not self.sources:
+            yield ("labels",), problem("labels without sequences", "both, or neither")
         if self.streaming and self.limit is None:
-            yield ("limit",), problem("nothing", "a number of rows: a stream is read until there, before training")
+            yield ("limit",), _NO_LIMIT
 
     def rows_beside(self, data: Data) -> Data:
         """The rows to evaluate on, as data of their own: with the classes of training, and from its source where none
@@ -101,6 +106,8 @@ def check_evaluation(evaluation: Evaluation, task: str, data: Data) -> None:
         expected = "rows of its own (sequences, rows, files or dataset): those of data are written out"
         raise problems("Evaluation", [((), problem("no rows", expected))])
     beside = evaluation.rows_beside(data)
+    if beside.streaming and beside.limit is None:
+        raise problems("Evaluation", [(("limit",), _NO_LIMIT)])
     if evaluation.sequences is not None and task != "sequence-classification":
         expected = "rows: sequences and labels are for sequence-classification"
         raise problems("Evaluation", [(("sequences",), problem(f"sequences for {task}", expected))])

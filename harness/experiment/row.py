@@ -150,9 +150,9 @@ def mistakes(task: str, rows: Sequence[Row], classes: int | None, problem_type: 
     return ValidationError.from_exception_data("Data", details) if details else None
 
 
-def unlike(task: str, row: Row) -> str | None:
+def unlike(task: str, row: Row, classes: int | None = None, problem_type: str | None = None) -> str | None:
     """What keeps a row from being one of the task's, in words; none where nothing does."""
-    wrong = mistakes(task, [row], None, None)
+    wrong = mistakes(task, [row], classes, problem_type)
     if wrong is None:
         return None
     first = wrong.errors(include_url=False)[0]
@@ -163,6 +163,11 @@ def required(task: str, available: Collection[str]) -> tuple[str, ...]:
     """The roles that a row must have: of the first kind of row that the available ones make."""
     kinds = [tuple(role for role, field in kind.model_fields.items() if field.is_required()) for kind in ROLES[task]]
     return next((kind for kind in kinds if set(kind) <= set(available)), kinds[0])
+
+
+def roles_beside(task: str, needed: Collection[str]) -> tuple[str, ...]:
+    """All roles of the kind of row that has these."""
+    return next(tuple(kind.model_fields) for kind in ROLES[task] if set(needed) <= kind.model_fields.keys())
 
 
 def _kind(task: str, row: Row) -> type[Declared]:
@@ -238,7 +243,8 @@ def _wrong_label(label: Any, classes: int | None, problem_type: str | None) -> I
         )
     elif isinstance(label, list):
         if len(set(label)) != len(label):
-            yield ("label",), problem(f"{label}", "each class once")
+            hint = "list the classes that apply, not a 0 or 1 for each" if set(label) == {0, 1} else ""
+            yield ("label",), problem(f"{label}", "each class once", hint)
         yield from _too_high(label, classes, ("label",))
     elif isinstance(label, int) and problem_type != "regression" and classes is not None and label >= classes:
         yield ("label",), _beyond(label, classes)

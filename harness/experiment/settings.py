@@ -124,7 +124,8 @@ class Settings(Declared):
             raise problems("Data", [(("sequences",), problem(f"sequences for {task}", expected))])
         if data.rows is None:
             return data
-        if (wrong := mistakes(task, data.rows, data.num_labels, data.problem_type)) is not None:
+        classes = data.num_labels or len(data.label_names or ()) or None
+        if (wrong := mistakes(task, data.rows, classes, data.problem_type)) is not None:
             raise wrong
         return data
 

@@ -181,6 +181,7 @@ def _text(path: Path) -> str:
         # The signature that some Windows editors put first is not part of the text.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        content = error.object  # without the signature
         line = content[: error.start].count(b"\n") + 1
         found = f"the byte 0x{content[error.start]:02x}, which is not UTF-8"
     except IsADirectoryError:

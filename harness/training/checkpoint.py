@@ -25,8 +25,10 @@ Model = Any
 Stored = experiment.HubCheckpoint | experiment.FolderCheckpoint | experiment.PackageCheckpoint
 Tokenizer = Any
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken"]
-"""What is fetched from the Hub: configuration, safetensors weights, tokenizer. Never a pickle, never code."""
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.codes", "*.spm", "*.tiktoken", "*.tokenizer", "*.jinja"]
+"""What is fetched from the Hub: configuration, safetensors weights, tokenizer and its chat template. Never a pickle,
+never code.
+"""
 _SUBFOLDERS = ["*/*"]
 """What is left there: the same weights for other runtimes, mostly."""
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "tokenizer.model", "tiktoken.model")
@@ -174,8 +176,8 @@ def _configuration(task: Task, rows: Rows) -> dict[str, Any]:
     """What the config has to say of the head: what the task asks for, and the classes as the rows have them."""
     said = {name: value for name, value in task.configuration().items() if value is not None}
     names = rows.labels.names
-    if rows.labels.count is not None:
-        said["num_labels"] = rows.labels.count
+    if (classes := rows.labels.count or rows.labels.among) is not None:
+        said["num_labels"] = classes
     if names is not None:
         said |= {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
     return said
@@ -319,6 +321,7 @@ def _fit_padding(model: Model, words: Tokenizer, task: Task) -> dict[str, str]:
         role = "end" if words.eos_token is not None else "unknown"
         words.pad_token = words.eos_token or words.unk_token
         reasons["pad_token"] = f"no pad token in the tokenizer: its {role} token {words.pad_token!r} serves, masked"
+        model.config.pad_token_id = None  # whatever stands there pads nothing: heads look for the last token before it
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = words.pad_token_id
     if task.padding_side is not None and words.padding_side != task.padding_side[0]:

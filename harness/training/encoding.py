@@ -107,7 +107,7 @@ def bare(features: Features) -> Features:
 
 def longest(declared: int | None, tokenizer: Any, model: Any) -> int:
     """The longest encoding in tokens: as declared, else what both tokenizer and model can take."""
-    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
+    limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None), positions(model)]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
     if declared is not None:
         return declared
@@ -115,12 +115,17 @@ def longest(declared: int | None, tokenizer: Any, model: Any) -> int:
 
 
 def positions(model: Any) -> int | None:
-    """The rows of the model's table of positions; none where it has none, and reads texts of any length."""
+    """The rows of the model's table of positions that tokens can have: RoBERTa's kind begins behind the padding's. None
+    where it has no table, and reads texts of any length.
+    """
     limit = getattr(model.config, "max_position_embeddings", None)
     tables = [
-        module.num_embeddings
+        module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Embedding)
         and re.search(r"(^|\.)(wpe|embed_positions|position_embeddings?)$", name)
     ]
-    return max(*tables, limit) if tables and isinstance(limit, int) else None
+    if not tables or not isinstance(limit, int):
+        return None
+    skipped = max(0 if table.padding_idx is None else table.padding_idx + 1 for table in tables)
+    return max(limit, *(table.num_embeddings for table in tables)) - skipped

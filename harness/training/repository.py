@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def load(data: experiment.Data) -> Found:
             raise DataError(f"{name}: no such file")
         kind = experiment.FILE_KINDS[paths[0].suffix]
         with reading(name, paths):
-            said = {"data_files": {"train": [str(path) for path in paths]}, **(_CSV if kind == "csv" else {})}
+            said = {"data_files": {"train": [escape(str(path)) for path in paths]}, **(_CSV if kind == "csv" else {})}
             return replace(
                 _open(name, library().load_dataset_builder(kind, writer_batch_size=_LOT, **said), data, None),
                 files=paths,

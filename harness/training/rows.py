@@ -6,7 +6,7 @@ of a stream only in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count as numbers
@@ -36,6 +36,10 @@ class Labels:
     """By number; none where they have no names."""
     written: tuple[str, ...] | None = None
     """The name behind each number in the data, where those are not the numbers of `names`."""
+    among: int | None = None
+    """Where a row has a list of classes: how many there are."""
+    problem: str | None = None
+    """Of labels of whole texts that are no classes, as `problem_type` says it."""
 
     def number(self, value: Any) -> int:
         """The class of a label as the data writes it.
@@ -54,6 +58,20 @@ class Labels:
         if self.count is not None and not 0 <= value < self.count:
             raise ValueError(f"the label {int(value)} is not from 0 to {self.count - 1}")
         return int(value)
+
+    def numbered(self, row: Row) -> Row:
+        """The row with the number of each class that stands in a list by its name.
+
+        Raises:
+            ValueError: there is no such name.
+        """
+        for role in ("label", "labels"):
+            found = row.get(role)
+            if isinstance(found, list) and any(isinstance(each, str) for each in found):
+                if self.names is None:
+                    raise ValueError(f"{role} is {found}, expected numbers, or names that are in data.label_names")
+                row = {**row, role: [self.number(each) if isinstance(each, str) else each for each in found]}
+        return row
 
     def _expected(self) -> str:
         return "a whole number" if self.names is None else f"a whole number or one of {_list(self.names)}"
@@ -100,16 +118,20 @@ class Source:
         Raises:
             ValueError: it holds nothing to train on; says why.
         """
-        if self.task != "sequence-classification":
-            if (wrong := experiment.unlike(self.task, row)) is not None:
-                raise ValueError(wrong)
-            return row
-        for role in ("text", "text_pair"):
-            if role in row and not (isinstance(row[role], str) and row[role].strip()):
-                raise ValueError(f"{role} is {_described(row[role])}, expected text")
-        if "label" not in row or self.labels.count is None:
-            return row
-        return {**row, "label": self.labels.number(row["label"])}
+        if self.task == "sequence-classification":
+            for role in ("text", "text_pair"):
+                if role in row and not (isinstance(row[role], str) and row[role].strip()):
+                    raise ValueError(f"{role} is {_described(row[role])}, expected text")
+            if "label" not in row:
+                return row
+            if self.labels.count is not None:
+                return {**row, "label": self.labels.number(row["label"])}
+        if self.labels.problem == "regression" and type(row["label"]) is int:
+            row = {**row, "label": float(row["label"])}  # a class is not below 0, a number may be
+        row = self.labels.numbered(row)
+        if (wrong := experiment.unlike(self.task, row, self.labels.among, self.labels.problem)) is not None:
+            raise ValueError(wrong)
+        return row
 
     def refuse(self, reasons: Sequence[tuple[int, str]]) -> DataError:
         """The error that names the first of these rows."""
@@ -219,10 +241,10 @@ def open_rows(data: experiment.Data, task: str) -> Rows:
         DataError: the rows cannot be had or used; says which and why.
     """
     if data.given:
-        names = tuple(data.label_names) if data.label_names else None
-        classes = data.resolved_num_labels if _has_classes(data, task) else None
+        names, classes = tuple(data.label_names) if data.label_names else None, data.resolved_num_labels
         key = "data.rows" if data.sequences is None else "data.sequences"
-        return Table(key, Labels(classes, names), task, rows=[dict(row) for row in data.given])
+        labels = Labels(classes, names) if _has_classes(data, task) else _other_labels(data, task, names, classes)
+        return Table(key, labels, task, rows=[dict(row) for row in data.given])
     with _quiet():
         if data.streaming:
             return _stream(data, task)
@@ -286,7 +308,7 @@ def _table(data: experiment.Data, task: str, known: Labels | None = None) -> Tab
         if known is not None
         else _labels(data, found.name, rows, taken)
         if _has_classes(data, task)
-        else _no_classes(data),
+        else _listed_labels(data, task, found.name, rows.features),
         task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
@@ -318,7 +340,7 @@ def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> St
         if known is not None
         else _declared_labels(data, found.name, (features or {}).get(roles["label"]))
         if _has_classes(data, task)
-        else _no_classes(data),
+        else _listed_labels(data, task, found.name, {role: (features or {}).get(each) for role, each in roles.items()}),
         task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
@@ -332,7 +354,7 @@ def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> St
 def _roles(data: experiment.Data, task: str, columns: Sequence[str], name: str) -> dict[str, str]:
     """The column of each role: as declared, else the one that has the role's name."""
     needed = experiment.required(task, {*columns, *data.columns})
-    optional = [role for role in experiment.roles(task) if role in columns] if "text" in needed else []
+    optional = [role for role in experiment.roles_beside(task, needed) if role in columns]
     said = {role: data.columns.get(role, role) for role in needed}
     said |= {role: role for role in optional if role not in data.columns} | data.columns
     missing = [column for column in said.values() if column not in columns]
@@ -370,7 +392,12 @@ def _require_types(name: str, features: Any, roles: dict[str, str], data: experi
     if _has_classes(data, task) and kind.startswith(("float", "double", "decimal")):
         raise DataError(
             f"{name}: column {roles['label']!r} holds {kind}, expected classes as names or whole numbers "
-            "(a column of numbers with an empty cell is read as floats)"
+            "(a column of numbers with an empty cell is read as floats); for numbers say data.problem_type: regression"
+        )
+    if _has_classes(data, task) and kind.endswith(("List", "Sequence")):
+        raise DataError(
+            f"{name}: column {roles['label']!r} holds lists, expected classes as names or whole numbers; for several "
+            "classes of a row say data.problem_type: multi_label_classification"
         )
 
 
@@ -391,8 +418,33 @@ def _order(size: int, data: experiment.Data) -> Sequence[int] | None:
     return None if data.limit is None or data.limit >= size else range(data.limit)
 
 
-def _no_classes(data: experiment.Data) -> Labels:
-    return Labels(None, tuple(data.label_names) if data.label_names else None)
+def _other_labels(data: experiment.Data, task: str, names: tuple[str, ...] | None, classes: int | None) -> Labels:
+    """Labels that are no single class of a text: lists of classes, numbers, or nothing."""
+    if task == "sequence-classification":
+        problem = experiment.problem_of((row["label"] for row in data.given[:1]), data.problem_type)
+        return Labels(None, names, among=None if problem == "regression" else classes, problem=problem)
+    return Labels(None, names, among=classes if task == "token-classification" else None)
+
+
+def _listed_labels(data: experiment.Data, task: str, name: str, features: Mapping[str, Any]) -> Labels:
+    """The same of a source that may name the classes itself, and has to be asked how many there are.
+
+    Raises:
+        DataError: nobody says it, or names differ.
+    """
+    if task != "token-classification" and data.problem_type != "multi_label_classification":
+        return _other_labels(data, task, tuple(data.label_names) if data.label_names else None, None)
+    one = getattr(features.get("labels" if task == "token-classification" else "label"), "feature", None)
+    own = tuple(getattr(one, "names", None) or ()) or None
+    names = tuple(data.label_names) if data.label_names else own
+    if own is not None and names != own:
+        raise DataError(f"{name}: the labels are {_list(own)}, and data.label_names has {_list(names or ())}")
+    classes = data.num_labels or (len(names) if names else None)
+    said = data.resolved_num_labels is not None or task == "token-classification"  # whose head asks these rows
+    if classes is None or not said:
+        there = f": it has {_list(own)}" if own else ""
+        raise DataError(f"{name}: how many classes there are is not known: data.label_names or num_labels{there}")
+    return _other_labels(data, task, names, classes)
 
 
 def _labels_beside(known: Labels, name: str, feature: Any) -> Labels:

@@ -11,7 +11,7 @@ from harness.errors import DataError
 from harness.training import data, encoding, metrics
 from harness.training.checkpoint import Loaded
 from harness.training.rows import Labels, Rows, Table, open_beside
-from harness.training.tasks import IGNORED, Answer
+from harness.training.tasks import Answer
 
 _OPTIONAL = frozenset({"answer_start"})
 """Roles that only some rows need."""
@@ -62,7 +62,6 @@ def prepare(loaded: Loaded, settings: experiment.Settings, encode: encoding.Enco
     rows = open_beside(said.rows_beside(settings.data), settings.task, loaded.rows.labels, said.section)
     _require_roles(rows, loaded.rows)
     examples = data.Examples(rows, encode)
-    _require_classes(examples, loaded.model.config.num_labels)
     return Split(
         examples=examples,
         batch_size=said.batch_size or settings.train.batch_size,
@@ -86,20 +85,6 @@ def _require_roles(rows: Table, trained: Rows) -> None:
     if own != theirs:
         found, expected = (", ".join(sorted(roles)) for roles in (own, theirs))
         raise DataError(f"{rows.name}: rows with {found}, expected {expected}, as those of training")
-
-
-def _require_classes(examples: data.Examples, classes: int) -> None:
-    """Labels of words are classes of the head: beyond the last, the loss has no place to look at."""
-    if examples.rows.task != "token-classification":
-        return
-    wrong = [
-        (features["place"], f"the label {label}, and the model has the classes 0 to {classes - 1}")
-        for features in map(examples.__getitem__, range(len(examples)))
-        for label in features["labels"]
-        if label != IGNORED and not 0 <= label < classes
-    ]
-    if wrong:
-        raise examples.rows.refuse(wrong)
 
 
 def weighted(losses: Sequence[tuple[float, int]]) -> float:
