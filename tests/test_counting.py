@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from trial import case, train
+from trial import SEQUENCES, case, train
 
 from harness.record import Counters, Record
 from harness.training import counting
@@ -51,6 +51,19 @@ def test_more_of_it_is_counted() -> None:
     assert _numbers(clipped)[2] == _numbers(plain)[2]
     assert _numbers(again)[0] > _numbers(clipped)[0]
     assert _numbers(again)[2] < _numbers(clipped)[2]
+
+
+@pytest.mark.parametrize("loop", ["custom", "accelerate"])
+def test_a_smoothed_loss_waits_no_more_often_than_the_models_own(loop: str) -> None:
+    """How many labels of a micro-batch count is for the device to find out, and for nobody to wait for."""
+    rows = [{"words": text.split(), "labels": [0, *[1] * text.count(" ")]} for text in SEQUENCES]
+    said = {"task": "token-classification", "data": {"rows": rows}, "timed": True}
+    plain, smoothed = (
+        train(case(**said, train={"loop": loop, "steps": 2, "batch_size": 2, "label_smoothing": share})).counters
+        for share in (0.0, 0.1)
+    )
+    assert smoothed.operators != plain.operators
+    assert smoothed.host_waits == plain.host_waits
 
 
 def _numbers(found: Counters) -> tuple[int, int, int]:
@@ -117,6 +130,13 @@ def test_waits_by_hand() -> None:
         one.double()
 
     assert seen.host_waits == 3
+
+
+def test_a_number_that_is_on_the_host_is_waited_for_by_nobody() -> None:
+    """As where Adam keeps its count of steps there, or labels are counted before they are moved."""
+    with Dispatched("cuda") as seen:
+        torch.ones(4).sum().item()
+    assert seen.host_waits == 0
 
 
 @pytest.mark.parametrize("blocking", [True, False])

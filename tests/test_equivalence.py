@@ -1,8 +1,12 @@
 """Other ways of computing a training: what may be declared, what machines lack, and that real faults are caught."""
 
+import gc
+import os
 import re
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -316,11 +320,10 @@ def test_a_model_that_is_compiled_anew_for_each_length_is_not_compiled(monkeypat
 def test_logic_is_judged_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, whatever the device of the case: a machine with a GPU may have no compiler for its processor."""
     compiles: list[Any] = []
-    right = Workload.compiled
 
     def compiled(self: Workload, model: Any) -> Any:
         compiles.append(self.train.compile)
-        return right(self, model)
+        return model
 
     monkeypatch.setattr(Workload, "compiled", compiled)
     train(ways("custom", probes=["steps", "accumulation"], compile="aot_eager", gradient_accumulation=2))
@@ -375,3 +378,104 @@ def prepared(**said: Any) -> Workload:
     """A workload, ready to be trained."""
     settings = ways("custom", **said).settings
     return prepare(load(settings), settings, devices.find("cpu"))
+
+
+# What only a GPU would show
+
+
+class Recorded:
+    """Stands where `torch.cuda` would: keeps which device is the current one, inside of what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current: list[Any] = ["cuda:0"]
+        monkeypatch.setattr(torch.cuda, "set_device", self.set)
+        monkeypatch.setattr(torch.cuda, "device", self.inside)
+
+    def set(self, device: Any) -> None:
+        """As `set_device`."""
+        self.current[-1] = str(device)
+
+    @contextmanager
+    def inside(self, device: Any) -> Iterator[None]:
+        """As `torch.cuda.device`."""
+        self.current.append(str(device))
+        yield
+        self.current.pop()
+
+
+SECOND = devices.Device("cuda:1", torch.device("cuda", 1))
+
+
+def test_the_trainer_is_on_the_gpu_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself it takes the first; which one is the current one is as before when it is done."""
+    from harness.training.trainer import arguments
+
+    cuda = Recorded(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    planned = ways("trainer")
+    work = replace(prepare(load(planned.settings), planned.settings, devices.find("cpu")), device=SECOND)
+    with devices.accelerate_on(SECOND.torch):
+        assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cuda:1"
+        said = arguments(work, str(tmp_path))
+        assert (said.device, said.n_gpu, cuda.current[-1]) == (SECOND.torch, 1, "cuda:1")
+    assert cuda.current == ["cuda:0"]
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+
+
+def test_the_gpu_that_is_asked_for_is_asked_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may be the current one."""
+    cuda = Recorded(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: cuda.current[-1] == "cuda:1")
+    devices.require(SECOND, "bf16", "custom")
+    with pytest.raises(Unavailable, match="no bf16 on cuda:0: A GPU has no such arithmetic"):
+        devices.require(devices.Device("cuda:0", torch.device("cuda", 0)), "bf16", "custom")
+
+
+def test_fp32_stays_fp32_where_accelerate_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It turns TF32 on then, on a GPU; here by hand."""
+    from accelerate.state import AcceleratorState
+
+    from harness.training.accelerator import accelerator_for
+    from harness.training.trainer import EvaluatingTrainer, arguments
+
+    right = AcceleratorState.__init__
+
+    def begun(self: Any, *args: Any, **kwargs: Any) -> None:
+        right(self, *args, **kwargs)
+        torch.set_float32_matmul_precision("high")
+
+    monkeypatch.setattr(AcceleratorState, "__init__", begun)
+    planned = ways("trainer", compile="aot_eager")
+    work = prepare(load(planned.settings), planned.settings, devices.find("cpu"))
+    with devices.matmul_precision("highest"):
+        accelerator_for(work)
+        assert torch.get_float32_matmul_precision() == "highest"
+        EvaluatingTrainer(work=work, model=work.model, args=arguments(work, str(tmp_path)))
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("mode", compilation.GRAPHED)
+def test_cuda_graphs_take_no_micro_batches(mode: str) -> None:
+    """The graph of one overwrites the gradients of another: a skip with its reason, before anything is compiled."""
+    with pytest.raises(Unavailable, match=r"no .* with train\.gradient_accumulation on cuda:1: .*pytorch#169545"):
+        compilation.require(mode, SECOND, 2)
+
+
+def test_the_optimizer_is_let_go_when_the_training_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its moments may fill half of a device, and what counts a step has others."""
+    alive: list[Any] = []
+    made = Workload.optimizer
+
+    def noted(self: Workload) -> Any:
+        optimizer = made(self)
+        alive.append(weakref.ref(optimizer))
+        return optimizer
+
+    def measure(job: Any, work: Any) -> None:
+        gc.collect()
+        assert [one() for one in alive] == [None]
+
+    monkeypatch.setattr(Workload, "optimizer", noted)
+    monkeypatch.setattr("harness.training.run._measure", measure)
+    train(ways("custom"))

@@ -152,6 +152,7 @@ HEAD = "checkpoint: gpt2\ndata:\n  sequences: [a, b]\n  labels: [0, 1]\n"
             "{sequences: [c], labels: [2]}",
             "evaluation.labels[0]: found 2, expected a class of the training data, 0 to 1",
         ),
+        ("{labels: [0, 1]}", "evaluation.labels: found labels without sequences, expected both, or neither"),
         ("{sequences: [c], labels: [0, 1]}", "evaluation.labels: found 2 labels, expected 1, one for each sequence"),
         ("{rows: [{text: c, label: 0.5}]}", "evaluation.rows[0].label: found 0.5, expected a class"),
         ("{rows: [{text: c, labels: 1}]}", "evaluation.rows[0].labels: found an unknown role"),
@@ -179,6 +180,16 @@ def test_what_may_not_be_declared(tmp_path: Path, said: str, found: str) -> None
     with pytest.raises(InvalidExperiment) as caught:
         experiment.read(path, KNOWN)
     assert found in str(caught.value)
+
+
+def test_a_stream_is_not_evaluated_to_its_end(tmp_path: Path) -> None:
+    """Nor where it is that of the training, of which another split is read."""
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "checkpoint: gpt2\ndata: {dataset: a/b, streaming: true, num_labels: 2}\nevaluation: {split: validation}\n"
+    )
+    with pytest.raises(InvalidExperiment, match=r":3: evaluation.limit: found nothing, expected a number of rows"):
+        experiment.read(path, KNOWN)
 
 
 def test_f1_of_class_1_is_one_of_two_classes(tmp_path: Path) -> None:
@@ -306,6 +317,18 @@ def test_loops_measure_alike() -> None:
         assert one.scores[0].figures == pytest.approx(other.scores[0].figures)
 
 
+def test_batches_beyond_those_that_are_kept_stand_in_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is too large to be kept, and the third, which is smaller, is not taken for it."""
+    kept = evaluated(train(trial("texts", "custom"), SHELF)).batches
+    sizes = [sum(map(len, one.tensors["input_ids"])) for one in kept]
+    assert sizes[2] < sizes[1]
+    monkeypatch.setattr(witness, "BATCH_TOKENS", sizes[0] + sizes[1] - 1)
+    record = train(trial("texts", "custom"), SHELF)
+    assert [(len(one.examples), len(one.tensors["input_ids"])) for one in evaluated(record).batches] == [(3, 3)]
+    outcomes = {one.law: one for one in judge(record)}
+    assert outcomes["evaluation_reads_the_split"].outcome == "held", outcomes["evaluation_reads_the_split"]
+
+
 def test_evaluating_in_the_midst_changes_nothing() -> None:
     """With dropout on, the losses of each loop are those of a training without evaluations."""
     base = {"evaluation": {**SPLIT, "every": 2}, "train": {"steps": 5, "batch_size": 2}}
@@ -330,14 +353,19 @@ def test_a_training_is_in_its_precision_and_compiled_after_an_evaluation(loop: s
         "padding": "max_length",
         "max_length": 16,
     }
+    small = {"architecture": "distilbert", "size": "tiny", "config": {"n_layers": 1}}
+    split = {"sequences": TEXTS[:6], "labels": SPLIT["labels"][:6], "batch_size": 2}  # in the shape of the training
     plain, evaluating = (
-        train(case(train={**said, "drop_last": True}, precision="bf16", **split), SHELF)
-        for split in ({}, {"evaluation": SPLIT})
+        train(case(small, train={**said, "drop_last": True}, precision="bf16", **more), SHELF)
+        for more in ({}, {"evaluation": split})
     )
     assert evaluating.steps.loss == plain.steps.loss
     assert evaluating.compilation is not None
-    assert evaluating.compilation.graphs > 0
     assert evaluating.compilation.eager_passes == 0
+    assert plain.compilation is not None
+    # Those of the training alone; a first forward pass writes the problem into the config, and is compiled again.
+    assert 0 < evaluating.compilation.graphs <= plain.compilation.graphs
+    assert evaluating.compilation.breaks == plain.compilation.breaks == {}
 
 
 def test_labels_that_are_all_the_same_correlate_with_nothing() -> None:
@@ -414,7 +442,7 @@ def test_labels_of_words_beyond_the_head() -> None:
     assert made.settings.evaluation is not None
     wrong = made.settings.model_copy(update={"evaluation": made.settings.evaluation.model_copy(update={"rows": rows})})
     record = attempt(type(made)(made.experiment, made.path, made.id, (), wrong))
-    assert "row 0: the label 3, and the model has the classes 0 to 2" in record.reason
+    assert "row 0: labels.0: found 3, expected a label from 0 to 2 (num_labels is 3)" in record.reason
 
 
 # Metrics

@@ -16,13 +16,14 @@ def accelerator_for(work: Workload) -> Accelerator:
     """What the experiment declares, in Accelerate's words."""
     # Its state is one for the whole process; the Trainer also forgets it before it begins.
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=work.device.torch.type == "cpu",
-        mixed_precision=work.precision if work.precision in ("bf16", "fp16") else "no",
-        gradient_accumulation_steps=work.train.gradient_accumulation,
-        dynamo_plugin=TorchDynamoPlugin(**options(work.train.compile)) if work.train.compile else None,
-        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),  # one process fetches its own
-    )
+    with work.products():  # where it compiles, it turns TF32 on
+        return Accelerator(
+            cpu=work.device.torch.type == "cpu",
+            mixed_precision=work.precision if work.precision in ("bf16", "fp16") else "no",
+            gradient_accumulation_steps=work.train.gradient_accumulation,
+            dynamo_plugin=TorchDynamoPlugin(**options(work.train.compile)) if work.train.compile else None,
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),  # one process fetches its own
+        )
 
 
 def release(model: Any) -> None:

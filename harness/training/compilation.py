@@ -19,6 +19,8 @@ from harness.training.devices import Device
 
 Declared = bool | str
 """``train.compile``: false, true, a mode of inductor's, or ``aot_eager``; before it is settled, also ``auto``."""
+GRAPHED = ("reduce-overhead", "max-autotune")
+"""Modes that replay CUDA graphs."""
 EXPECTED = 25.0
 """Seconds that compiling for a length is expected to take: processor time on two layers of BERT, the least that was
 measured, with nothing in inductor's cache; six layers took up to twice as long (benchmarks/README.md)."""
@@ -39,14 +41,24 @@ def compiled(model: Any, declared: Declared) -> Any:
     return torch.compile(model, **options(declared)) if declared else model
 
 
-def require(declared: Declared, device: Device) -> None:
-    """See to it that the machine has what inductor generates code with.
+def require(declared: Declared, device: Device, accumulation: int = 1) -> None:
+    """See to it that the machine has what inductor generates code with, and that its CUDA graphs can be used.
+
+    Args:
+        declared: ``train.compile``.
+        device: of the case.
+        accumulation: micro-batches in a step.
 
     Raises:
-        Unavailable: it has not; says what is missing.
+        Unavailable: it has not, or they cannot; says what is missing.
     """
     if not declared or declared == "aot_eager":
         return
+    if declared in GRAPHED and accumulation > 1 and device.torch.type == "cuda":
+        raise Unavailable(
+            f"no {declared} with train.gradient_accumulation on {device.name}: the CUDA graph of a micro-batch "
+            "overwrites the gradients of the one before (pytorch#169545)"
+        )
     remedy = "train.compile: aot_eager needs none"
     if device.torch.type == "cuda":
         from torch.utils._triton import has_triton
@@ -175,6 +187,22 @@ def graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
+
+
+@contextmanager
+def beside(declared: Declared) -> Iterator[None]:
+    """What is compiled inside is none of the training's: an evaluation has graphs of its own."""
+    if not declared:
+        yield
+        return
+    from torch._dynamo.utils import counters
+
+    before = {name: Counter(each) for name, each in counters.items()}
+    try:
+        yield
+    finally:
+        counters.clear()
+        counters.update(before)
 
 
 class Compiling:

@@ -65,7 +65,7 @@ class Counting(Onlooker):
 
     def __init__(self, device: devices.Device, model: Any) -> None:
         self._device = device
-        self._dispatched = Dispatched()
+        self._dispatched = Dispatched(device.torch.type)
         self._saved = Saved(model)
         self._profile: Any = None
         self._step = 0
@@ -116,10 +116,15 @@ class Counting(Onlooker):
 
 
 class Dispatched(TorchDispatchMode):
-    """Counts operators below autograd: those of both passes, of the optimizer and of the loop itself."""
+    """Counts operators below autograd: those of both passes, of the optimizer and of the loop itself.
 
-    def __init__(self) -> None:
+    Args:
+        device: kind of the one that the model is on.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
+        self._device = device
         self.operators = 0
         self.flops = 0
         self.moved_bytes = 0
@@ -136,7 +141,7 @@ class Dispatched(TorchDispatchMode):
             self.flops += flops(func, args, kwargs or {}, result)
             if not func.is_view:
                 self.moved_bytes += _bytes((args, kwargs)) + _bytes(result)
-            self.host_waits += waits(func, args, kwargs or {}, result)
+            self.host_waits += waits(func, args, kwargs or {}, result, self._device)
         return result
 
 
@@ -146,10 +151,10 @@ def flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return int(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0
 
 
-def waits(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
-    """Whether the host has to wait for the device to run it."""
+def waits(func: Any, args: Any, kwargs: Any, result: Any, device: str = "cpu") -> bool:
+    """Whether the host has to wait for the device to run it; a number that is on the host already it can just read."""
     if func.overloadpacket.__name__ in READS:
-        return True
+        return any(isinstance(one, torch.Tensor) and one.device.type == device for one in args)
     if kwargs.get("non_blocking") or not isinstance(result, torch.Tensor) or result.device.type != "cpu":
         return False
     return any(isinstance(one, torch.Tensor) and one.device.type not in ("cpu", "meta") for one in args)

@@ -70,13 +70,16 @@ def clear(device: Device) -> None:
 
 @contextlib.contextmanager
 def accelerate_on(device: torch.device) -> Iterator[None]:
-    """Accelerate, below the Trainer, takes the first GPU unless this variable names another."""
+    """Accelerate, also below the Trainer, takes the current GPU unless this variable names another. The Trainer changes
+    which one that is; it is put back.
+    """
     name = "ACCELERATE_TORCH_DEVICE"
     before = os.environ.get(name)
-    if device.type == "cuda" and device.index:
+    if device.type == "cuda":
         os.environ[name] = str(device)
     try:
-        yield
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            yield
     finally:
         if before is None:
             os.environ.pop(name, None)
@@ -104,8 +107,13 @@ def require(device: Device, precision: str, loop: str) -> None:
         raise Unavailable(f"no tf32 on {device.name}: NVIDIA's GPUs have it from Ampere on")
     if precision == "fp16" and kind == "cpu" and loop != "custom":
         raise Unavailable(f"no fp16 on {device.name} in the loop {loop}: Accelerate's autocast leaves it in fp32 there")
-    if precision.startswith("bf16") and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision.startswith("bf16") and kind == "cuda" and not _has_bf16(device):
         raise Unavailable(f"no {precision} on {device.name}: {device.title} has no such arithmetic")
+
+
+def _has_bf16(device: Device) -> bool:
+    with torch.cuda.device(device.torch):  # the current one is asked
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def here() -> tuple[tuple[str, str], ...]:

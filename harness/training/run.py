@@ -130,7 +130,8 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
     evidence["adapters"] = loaded.adapters
     evidence["tokenizer"] = reference.tokenizer(loaded, work.task, work.max_length)
-    evidence["masking"], evidence["lost"] = _masking(loaded, work), work.examples.lost
+    evidence["masking"] = _masking(loaded, work)
+    evidence["lost"], evidence["lost_among"] = work.examples.lost, len(work.examples.lengths)
     if case.probes & fresh.USERS:
         fresh.wait()
     return loaded, work
@@ -174,6 +175,7 @@ def _train(job: Job, loaded: checkpoint.Loaded, work: Workload, keeping: Keeping
 def _measure(job: Job, work: Workload) -> None:
     """What a step computes and does, in further steps that nobody times."""
     evidence = job.evidence
+    devices.clear(work.device)  # of the optimizer: what comes has one of its own
     if job.case.timed:
         evidence["efficiency"] = efficiency(work, evidence["steps"], evidence["batches"], job.shelf.ceilings)
         evidence["counters"] = counters(work)

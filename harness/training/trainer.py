@@ -47,6 +47,11 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
         **_ways(work),
     )
     said._n_gpu = min(said.n_gpu, 1)  # else several GPUs mean nn.DataParallel over all of them
+    if work.device.torch.type == "cuda":
+        said._setup_devices = (
+            work.device.torch
+        )  # it takes the first, whatever is asked for, and makes it the current one
+        torch.cuda.set_device(work.device.torch)
     return said
 
 
@@ -58,7 +63,6 @@ def _ways(work: Workload) -> dict[str, Any]:
         name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
         said = {name: True, f"{name}_kwargs": work.checkpointing}
     if work.train.compile:
-        # It also turns TF32 on, but not where the precision of matrix products is set, as it is around each loop.
         said |= {"torch_compile": True}
         said |= {f"torch_compile_{name}": value for name, value in options(work.train.compile).items()}
     return said
@@ -78,7 +82,8 @@ class EvaluatingTrainer(Trainer):
                 "compute_metrics": self._metrics,
                 "preprocess_logits_for_metrics": self._kept,
             }
-        super().__init__(**kwargs)
+        with work.products():  # where it compiles, Accelerate turns TF32 on
+            super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)  # comes with disable_tqdm, and prints its own summary
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -167,7 +172,7 @@ def _over_the_step(work: Workload) -> Callable[..., torch.Tensor]:
     """The declared loss as a `compute_loss_func`: divided by all labels of a step, whatever the head does."""
 
     def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return work.task.summed(outputs, labels) / num_items_in_batch
+        return work.task.torch_loss(outputs, labels, "sum") / num_items_in_batch
 
     return compute
 

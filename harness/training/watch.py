@@ -200,8 +200,9 @@ class Watch:
         self._columns["saving_seconds"][-1] += saving + self._clock.starting_seconds
 
     def close(self) -> None:
-        """Take the hooks off the model and the optimizer."""
+        """Take the hooks off the model and the optimizer, and let go of that: it may fill half of a device."""
         self._hooks.close()
+        self._stepping = None
 
     # What a record gets
 

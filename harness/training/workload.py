@@ -213,7 +213,7 @@ class Workload:
         """The mean over a micro-batch: the model's own, or where labels are smoothed, torch's."""
         if not self.train.label_smoothing:
             return outputs.loss
-        return self.task.summed(outputs, batch["labels"]) / self.task.terms(batch)
+        return self.task.torch_loss(outputs, batch["labels"], "mean")
 
     def evaluation_collator(self, *, longest: bool = False) -> Collator:
         """Pads batches of the split, as declared for training; or to the longest row, if the model can take that."""
@@ -329,7 +329,7 @@ def _require(train: experiment.Train, model: Any, device: Device) -> None:
     if train.packing is True:
         packing.require(model, device)
     if train.compile != "auto":
-        compilation.require(train.compile, device)
+        compilation.require(train.compile, device, train.gradient_accumulation)
     if train.keep_memory is True:
         allocator.require(device)
 

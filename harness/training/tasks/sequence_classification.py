@@ -62,14 +62,14 @@ class SequenceClassification(Task):
             return (torch.logaddexp(z.double(), torch.zeros((), dtype=torch.float64)) - y.double() * z.double()).mean()
         return cross_entropy(z, y, self.smoothing)
 
-    def summed(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Of the problem's loss; each class of several is a term of its own."""
+    def torch_loss(self, outputs: Any, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The problem's; each class of several is a term of its own."""
         z = outputs.logits.float()
         if self.problem == "regression":
-            return functional.mse_loss(z.flatten(), labels.float().flatten(), reduction="sum")
+            return functional.mse_loss(z.flatten(), labels.float().flatten(), reduction=reduction)
         if self.problem == "multi_label_classification":
-            return functional.binary_cross_entropy_with_logits(z, labels.float(), reduction="sum")
-        return super().summed(outputs, labels)
+            return functional.binary_cross_entropy_with_logits(z, labels.float(), reduction=reduction)
+        return super().torch_loss(outputs, labels, reduction)
 
     def answers(
         self, kept: Sequence[torch.Tensor], labels: Tensors, features: Sequence[Features], tokenizer: Any

@@ -100,16 +100,21 @@ class Task(ABC):
         """Logits and labels with each label at the place of the logits that have to say it."""
         return logits, labels
 
-    def summed(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The loss where a loop does not take the model's own: torch's, smoothed as declared, as a sum over its terms.
+    def torch_loss(self, outputs: Any, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The loss where a loop does not take the model's own: torch's, smoothed as declared.
 
         Args:
             outputs: of the model.
             labels: the argument of that name.
+            reduction: ``mean`` over its terms, which torch counts on the device, so that nobody waits; or ``sum``.
         """
         z, y = self.paired(outputs.logits, labels)
         return functional.cross_entropy(
-            z.flatten(0, -2).float(), y.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
+            z.flatten(0, -2).float(),
+            y.flatten(),
+            ignore_index=IGNORED,
+            reduction=reduction,
+            label_smoothing=self.smoothing,
         )
 
     def collator(self, tokenizer: Any, model: Any) -> Collator:
