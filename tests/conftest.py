@@ -41,6 +41,16 @@ def in_this_process() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def nothing_is_counted() -> Iterator[None]:
+    """What a step does, and the machine could do, is for others to judge: it takes longer than a training."""
+    from harness.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_measure", lambda job, work: None)
+        yield
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project of its own, whose cases a fake engine answers."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from records import record as by_hand
+from records import HEALTHY
 from trial import attempt, case
 
 from harness.laws import LAWS, judge, judge_together
@@ -176,11 +176,6 @@ def test_loops_agree_in_every_precision(precision: str, train: dict[str, Any], s
         agree(records)
 
 
-def test_matrix_is_as_large_as_it_says() -> None:
-    """At least 60 combinations of loop and choice agree."""
-    assert 3 * (len(PLAIN) + len(ACCUMULATED)) + 3 * len(RAW) + 3 * 2 * 2 >= 60
-
-
 @pytest.mark.parametrize(
     ("data", "micro_batches"), [(CLASSES, 4), (WORDS, 2), (ANSWERS, 2)], ids=["classes", "words", "qa"]
 )
@@ -272,11 +267,13 @@ def test_seeds_are_separate(seed: str, weights: bool, data: bool, dropout: bool,
     assert other.checkpoint is not None
     assert (usual.checkpoint.digest != other.checkpoint.digest) == weights
     assert (usual.steps.examples != other.steps.examples) == data
-    assert dropout is (usual.steps.loss != other.steps.loss and not weights and not data)
+    if not weights and not data:  # which change losses, too
+        assert (usual.steps.loss != other.steps.loss) == dropout
 
 
 def test_older_records_are_judged() -> None:
     """What they do not say is as it was."""
-    old = by_hand(settings={})
+    later = ("train.gradient_checkpointing", "train.compile", "train.packing", "benchmark.timed_steps")
+    old = HEALTHY.model_copy(update={"settings": {k: v for k, v in HEALTHY.settings.items() if k not in later}})
     assert {verdict.law for verdict in judge(old) if verdict.outcome == "broken"} == set()
     assert len(LAWS) > 40

@@ -194,7 +194,7 @@ def test_plan_is_what_pytest_collects(project: Project) -> None:
 @pytest.mark.parametrize("options", ["-v -ra --tb=short --color=yes", "-n 2", "--ff -p no:benchmark", "-q -q -q"])
 def test_plan_takes_any_configuration(project: Project, options: str) -> None:
     """Options in pytest's configuration that are about running and printing do not disturb it."""
-    project.write("pytest.ini", f"[pytest]\naddopts = {options}\n")
+    project.write("pytest.ini", f"[pytest]\naddopts = -p no:hypothesispytest {options}\n")
     project.experiment()
 
     done = spawn(project, "plan", "experiments")

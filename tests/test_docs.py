@@ -1,5 +1,6 @@
 """The documents say what there is: every key, option, law and command, and their examples run."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -105,8 +106,9 @@ def test_a_law_of_ones_own_is_judged(pytester: pytest.Pytester) -> None:
     (pytester.path / "conftest.py").write_text(code)
     (pytester.path / "experiments" / "a.yaml").write_text(tiny.replace("steps: 30", "steps: 4"))
     (pytester.path / "experiments" / "off.yaml").write_text(tiny + "invariants: {loss_halves: false}\n")
-    # In a process of its own: pytester would forget torch again, which cannot be imported twice.
-    result = pytester.runpytest_subprocess("experiments", "-k", "loss_halves", "-p", "no:benchmark")
+    importlib.import_module("harness.training.run")  # else pytester forgets torch again, which is imported but once
+    quickly = ("-p", "no:benchmark", "-p", "no:hypothesispytest")
+    result = pytester.runpytest_inprocess("experiments", "-k", "loss_halves", *quickly)
     result.assert_outcomes(failed=2, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines(["*assert record.steps.loss?-1? < record.steps.loss?0? / 2", "E *assert 0.*"])
     assert "off.yaml" not in "\n".join(line for line in result.outlines if "FAILED" in line)

@@ -158,7 +158,7 @@ def test_cases_run_in_this_process_by_default(project: Project, training: Traini
     project.write("conftest.py", "def pytest_harness_engine(config): return None\n")
     project.experiment()
 
-    result = project.run("experiments")
+    result = project.run("experiments", "-k", "trains")
 
     assert result.ret == 0
     assert [record["reason"] for record in project.records()] == ["from here"]

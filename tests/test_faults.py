@@ -28,7 +28,7 @@ from harness.training.devices import Device
 from harness.training.faults.seam import encoded
 from harness.training.order import EpochOrder
 
-pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process", "nothing_is_counted")
 
 Patch = pytest.MonkeyPatch
 Red = dict[str, str]
@@ -178,8 +178,8 @@ PLAIN = (
 )
 """The laws judged here. Others see many of the same faults from nearer by: tests/test_faults_closely.py has them."""
 
-STEPPED = 14
-"""Steps of a case of 12: what a step does is counted in two more."""
+STEPPED = 12
+"""Steps of a case."""
 QUICKLY = ("-p", "no:benchmark", "-p", "no:hypothesispytest")
 """The one describes the machine and the other is imported in every run: both take longer than the trainings."""
 

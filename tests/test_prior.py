@@ -25,6 +25,8 @@ from harness.training.fault import Fault
 from harness.training.faults.loading import vocabulary_of_another_tokenizer
 from harness.training.run import run
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 TEXTS = [
     "the baker puts the warm bread into the oven",
     "a sailor ties his boat to the old pier",

@@ -1,5 +1,6 @@
 """Real trainings of each task: both loops alike, every law kept, and each real mistake caught by the law it breaks."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from harness.training.faults.tokenizer import token_types_unknown_to_the_tokeniz
 from harness.training.mutate import runner
 from harness.training.run import run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 LOOPS = ("custom", "trainer")
 WORDS = [
@@ -197,10 +198,9 @@ MADE = (
 
 
 @pytest.fixture(scope="module")
-def subjects() -> dict[str, Subject[Fault]]:
-    """Each small case in the custom loop, trained as often as there are faults for it."""
-    runs = runner(Path.cwd())
-    return {name: Subject(said(name, loop="custom"), LAWS, runs) for name in SAID}
+def runs() -> Any:
+    """Trains a case with a fault."""
+    return runner(Path.cwd())
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,11 @@ def subjects() -> dict[str, Subject[Fault]]:
         for name in ([OTHERS[fault.name]] if fault.name in OTHERS else sorted(fault.tasks))
     ],
 )
-def test_faults_are_caught(
-    subjects: dict[str, Subject[Fault]], fault: Fault, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_are_caught(runs: Any, fault: Fault, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the law that is there for them, and not by a crash."""
     monkeypatch.setattr(mutation, "SHORT", 1000)  # in the first few steps another law may be quicker
-    found = subjects[name].with_fault(fault)
+    laws = [law for law in LAWS if law.name in (CAUGHT_BY[fault.name], "trains")]
+    found = Subject(said(name, loop="custom"), laws, runs).with_fault(fault)
     assert CAUGHT_BY[fault.name] in {verdict.law for verdict in found.broken}, found
     assert "trains" not in {verdict.law for verdict in found.broken}
 
@@ -371,6 +370,14 @@ def test_what_is_cut_off_is_told(name: str, length: int, lost: str) -> None:
     record = train(said(name, max_length=length, steps=4))
     assert record.lost
     assert lost in broken(record)["labels_survive_truncation"].message
+
+
+def test_what_is_cut_off_of_rows_in_a_file_is_told(tmp_path: Path) -> None:
+    """How many there are is not written in the experiment."""
+    (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, WORDS)))
+    data = {"files": str(tmp_path / "words.jsonl"), "num_labels": 3}
+    record = train(case(task="token-classification", data=data, train={"steps": 2, "batch_size": 2, "max_length": 5}))
+    assert "of 4 lost a label" in broken(record)["labels_survive_truncation"].message
 
 
 @pytest.mark.parametrize(
