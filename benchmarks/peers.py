@@ -449,9 +449,9 @@ class Chosen:
 
 def choose(stage: Stage, precision: str = "fp32") -> Chosen:
     """Measure it."""
-    settings = stage.settings(precision, packing="auto", compile="auto", keep_memory="auto")
+    settings = stage.settings(precision, **dict.fromkeys(experiment.CHOSEN, "auto"))
     work = workload.prepare(stage.loaded, settings, stage.device)
-    train = {name: getattr(work.train, name) for name in ("packing", "compile", "keep_memory")}
+    train = {name: getattr(work.train, name) for name in experiment.CHOSEN}
     reasons = (work.attention_reason, work.compile_reason, work.memory_reason)
     return Chosen(train, [f"{precision}: {reason}" for reason in reasons])
 

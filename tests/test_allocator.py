@@ -34,8 +34,8 @@ def test_kept_memory_is_not_cleared_again() -> None:
 import resource, torch
 from harness.training import allocator
 
-def faults(floats):
-    for _ in range(12 if floats < 1 << 24 else 2):
+def faults(floats, times=12):
+    for _ in range(times):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(floats)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -43,7 +43,7 @@ def faults(floats):
 returned = faults(9 << 20)  # 36 MiB: 9,216 pages of 4 KiB
 with allocator.kept():
     kept = faults(9 << 20)
-print(returned, kept, faults(144 << 20))  # as large as 16 of them: it fits into no gap that 12 may have left
+print(returned, kept, faults(144 << 20, 2))  # as large as 16 of them: it fits into no gap that 12 may have left
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # whose heap has no gaps yet
     returned, kept, again = map(int, done.stdout.split())

@@ -12,10 +12,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForPreTraining,
     BertForSequenceClassification,
-    RobertaConfig,
     RobertaForSequenceClassification,
 )
-from trial import SEQUENCES, attempt, case, save, settings, train
+from trial import SEQUENCES, attempt, case, other_words, save, settings, train
 
 from harness import plan
 from harness.errors import CheckpointError
@@ -359,8 +358,7 @@ def test_tokenizer_of_another_folder_is_checked_too(folder: Path, saved: Path) -
 def test_tokenizer_of_another_checkpoint_reads_other_words(folder: Path, saved: Path, tmp_path: Path) -> None:
     """The ids fit the model and mean other words to it; a token in a place kept free, or one more, is no difference."""
     words = (saved / "tokenizer.json").read_text()
-    others = words.replace('"the"', '"soup "').replace('"soup"', '"the"')
-    for name, text in {"others": others, "added": words.replace("[unused3]", "<mine>")}.items():
+    for name, text in {"others": other_words(words), "added": words.replace("[unused3]", "<mine>")}.items():
         shutil.copytree(saved, tmp_path / name)
         (tmp_path / name / "tokenizer.json").write_text(text)
     for name, outcome in (("others", "broken"), ("added", "held")):
@@ -462,16 +460,7 @@ def test_a_pad_token_of_our_own_is_the_models_too(saved: Path, folder: Path) -> 
 def test_positions_that_begin_behind_the_padding_are_fewer(tmp_path: Path) -> None:
     """RoBERTa's table of 66 has room for 64 tokens, whatever the tokenizer says."""
     words = tokenizer.train(SEQUENCES, model_max_length=10**30)
-    config = RobertaConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=66,
-        pad_token_id=1,
-    )
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    save(tmp_path, RobertaForSequenceClassification, words=False, max_position_embeddings=66, pad_token_id=1)
     words.save_pretrained(tmp_path)
     loaded = load(settings(tmp_path))
     assert encoding.positions(loaded.model) == 64

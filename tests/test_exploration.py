@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from project import messages
 from test_faults import QUICKLY
 from transformers.utils import logging
-from trial import SEQUENCES, case, save
+from trial import SEQUENCES, case, other_words, save
 
 from harness.exploration import Exploration, Trial
 from harness.laws import LAWS, Verdict, judge
@@ -153,8 +153,7 @@ def test_ids_of_another_tokenizer_are_no_matter_of_a_text(checkpoint: Path, tmp_
     others = tmp_path / "others"
     shutil.copytree(checkpoint, others)
     words = (others / "tokenizer.json").read_text(encoding="utf-8")
-    swapped = words.replace('"the"', '"soup "').replace('"soup"', '"the"').replace('"soup "', '"soup"')
-    (others / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    (others / "tokenizer.json").write_text(other_words(words), encoding="utf-8")
     record = explore(checkpoint, tokenizer=str(others), trials=20)
     (own,) = judge(record, [law for law in LAWS if law.name == "tokens_match_tokenizer"])
     assert own.outcome == "broken"

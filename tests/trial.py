@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining, PreTrainedModel
+from transformers import BertForPreTraining, PreTrainedModel
 
 from harness import plan
 from harness.experiment import Experiment, FolderCheckpoint, Point, Settings
@@ -72,18 +72,16 @@ def at_once() -> Iterator[None]:
 def save(folder: Path, model: type[PreTrainedModel] = BertForPreTraining, *, words: bool = True, **said: Any) -> Path:
     """A checkpoint of random weights, as `save_pretrained` leaves it, with its tokenizer."""
     tokens = tokenizer.train(SEQUENCES)
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        **said,
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = model.config_class(**{"vocab_size": len(tokens), **sizes, "max_position_embeddings": 64, **said})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model(config).save_pretrained(folder)
     if words:
         tokens.save_pretrained(folder)
     return folder
+
+
+def other_words(words: str) -> str:
+    """The text of a tokenizer's file in which two ids stand for other words."""
+    return words.replace('"the"', '"soup "').replace('"soup"', '"the"')

@@ -18,15 +18,13 @@ from harness.compare.measure import TIMES, TimeName, judged_together, measures
 from harness.compare.statistic import CONFIDENCE, TURNS, in_processes, paired, turns_for
 from harness.compare.triage import libraries, other_versions
 from harness.errors import HarnessError, count
+from harness.experiment import CHOSEN
 from harness.laws import judge
 from harness.record import Record
 from harness.report.comparison import interval
 
 LIBRARIES = "libraries"
 """The axis that stands for all versions of libraries, and what follows from them."""
-
-CHOSEN = ("packing", "compile", "keep_memory")
-"""Keys of `train` that may be `auto`."""
 
 Told = Callable[[str], None]
 

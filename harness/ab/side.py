@@ -106,11 +106,12 @@ def main(arguments: Sequence[str]) -> None:
     channel.say(cases=list(planned.cases), errors=planned.errors)
     while True:
         request = channel.ask()
-        if (name := request.get("train")) is not None:
-            case = settle(planned.cases[name], request.get("chosen", {}))
+        if (name := request.get("train", request.get("time"))) is None:
+            continue
+        case = settle(planned.cases[name], request.get("chosen", {}))
+        if "train" in request:
             channel.say(record=train(case, planned.root), modules=imported())
-        elif (name := request.get("time")) is not None:
-            case = settle(planned.cases[name], request.get("chosen", {}))
+        else:
             channel.say(ended=time(case, planned.root, channel))
 
 

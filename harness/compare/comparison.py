@@ -196,7 +196,7 @@ def _same_names(
 
 def _pair(case: str, base: tuple[Record, ...], new: tuple[Record, ...]) -> Pair:
     """The figures of a case, not judged yet; there are none of a run that did not finish."""
-    figures = measures(base, new) if base[0].finished and len(finished(new)) == len(new) else ()
+    figures = measures(base, new) if base[0].finished and all(run.finished for run in new) else ()
     return Pair(case, base, new, figures, between(base, new))
 
 

@@ -20,12 +20,13 @@ from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
 from harness.experiment.peft import ALL_LINEAR, Peft
-from harness.experiment.row import Row, problem_of, required, roles, roles_beside, texts, unlike
+from harness.experiment.row import Row, problem_of, required, roles_beside, texts, unlike
 from harness.experiment.settings import Benchmark, Settings
-from harness.experiment.train import LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
+from harness.experiment.train import CHOSEN, LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
 
 __all__ = [
     "ALL_LINEAR",
+    "CHOSEN",
     "DEVICE",
     "DEVICE_FORMS",
     "FILE_KINDS",
@@ -56,7 +57,6 @@ __all__ = [
     "problem_of",
     "read",
     "required",
-    "roles",
     "roles_beside",
     "schema",
     "texts",

@@ -248,9 +248,12 @@ class Data(Source):
         """The number of classes, as far as the file tells it; 1 where the label is a number."""
         if problem_of((row.get("label", 0) for row in self.given[:1]), self.problem_type) == "regression":
             return 1
-        if self.num_labels or self.label_names:
-            return self.num_labels or len(self.label_names or ())
-        return classes_in(self.given) if self.given else None
+        return self.declared_num_labels or (classes_in(self.given) if self.given else None)
+
+    @property
+    def declared_num_labels(self) -> int | None:
+        """The number of classes, or of their names, that the file writes; none where it writes neither."""
+        return self.num_labels or len(self.label_names or ()) or None
 
     @field_validator("label_names")
     @classmethod

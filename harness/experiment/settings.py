@@ -124,8 +124,7 @@ class Settings(Declared):
             raise problems("Data", [(("sequences",), problem(f"sequences for {task}", expected))])
         if data.rows is None:
             return data
-        classes = data.num_labels or len(data.label_names or ()) or None
-        if (wrong := mistakes(task, data.rows, classes, data.problem_type)) is not None:
+        if (wrong := mistakes(task, data.rows, data.declared_num_labels, data.problem_type)) is not None:
             raise wrong
         return data
 

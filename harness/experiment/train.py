@@ -21,6 +21,9 @@ OPTIMIZERS_OF: dict[str, tuple[str, ...]] = {
 }
 """Keys that not every optimizer has, and the optimizers that have them."""
 
+CHOSEN = ("packing", "compile", "keep_memory")
+"""Keys that may be `auto`: a measurement chooses then, and the record holds what."""
+
 LOOPS_OF: dict[str, tuple[str, ...]] = {"compute_loss_func": ("trainer",)}
 """Keys that not every loop can honour, and the loops that can."""
 

@@ -118,8 +118,10 @@ def no_regression(request: pytest.FixtureRequest) -> None:
 
 def _chosen(train: Train) -> set[str]:
     """Fields of a record's identity that a measurement decides, which may say something else each time."""
-    auto = {f"train.{name}" for name in ("packing", "compile", "keep_memory") if getattr(train, name) == "auto"}
-    return auto | {"attention"} if "train.packing" in auto else auto
+    from harness.compare.identity import waive
+    from harness.experiment import CHOSEN
+
+    return waive(f"train.{name}" for name in CHOSEN if getattr(train, name) == "auto")
 
 
 def _speed(request: pytest.FixtureRequest) -> Throughput:

@@ -60,10 +60,10 @@ def comparison_json(found: Found | NotComparable) -> str:
         said: dict[str, Any] = {"verdict": "not comparable", "reason": found.reason}
         said["differences"] = [vars(one) for one in found.differences]
     elif isinstance(found, Table):
-        said = {"verdict": _overall(found), "across": found.across, "columns": found.columns}
+        said = {"verdict": overall(found.status), "across": found.across, "columns": found.columns}
         said |= {"rows": [_row_json(row, found.columns) for row in found.rows], "notes": found.notes}
     else:
-        said = {"verdict": _overall(found), "across": found.across, "sides": found.sides}
+        said = {"verdict": overall(found.status), "across": found.across, "sides": found.sides}
         said |= {"cases": [pair_json(pair) for pair in found.pairs], "notes": found.notes, "refused": found.refused}
     return json.dumps({"format": FORMAT, **said}, indent=2, allow_nan=False) + "\n"
 
@@ -95,8 +95,9 @@ def _refused(found: Found) -> tuple[str, ...]:
     return found.refused if isinstance(found, Comparison) else ()
 
 
-def _overall(found: Found) -> str:
-    return ("no regression", "regressed", NOT_COMPARED)[found.status]
+def overall(status: int) -> str:
+    """The verdict on all cases, by exit status."""
+    return ("no regression", "regressed", NOT_COMPARED)[status]
 
 
 # Cells

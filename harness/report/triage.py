@@ -6,10 +6,9 @@ import json
 
 from tabulate import tabulate
 
-from harness.compare.comparison import NOT_COMPARED
 from harness.compare.triage import Finding, Triage
 from harness.errors import count
-from harness.report.comparison import FORMAT, comparison_lines, pair_json
+from harness.report.comparison import FORMAT, comparison_lines, overall, pair_json
 from harness.report.markdown import code, escape
 from harness.report.table import printable
 
@@ -46,7 +45,7 @@ def triage_json(found: Triage) -> str:
         }
         for finding in found.findings
     ]
-    said = {"format": FORMAT, "verdict": ("no regression", "regressed", NOT_COMPARED)[found.status], "cases": cases}
+    said = {"format": FORMAT, "verdict": overall(found.status), "cases": cases}
     return json.dumps({**said, "notes": found.notes}, indent=2, allow_nan=False) + "\n"
 
 

@@ -241,7 +241,7 @@ def open_rows(data: experiment.Data, task: str) -> Rows:
         DataError: the rows cannot be had or used; says which and why.
     """
     if data.given:
-        names, classes = tuple(data.label_names) if data.label_names else None, data.resolved_num_labels
+        names, classes = _names(data), data.resolved_num_labels
         key = "data.rows" if data.sequences is None else "data.sequences"
         labels = Labels(classes, names) if _has_classes(data, task) else _other_labels(data, task, names, classes)
         return Table(key, labels, task, rows=[dict(row) for row in data.given])
@@ -432,19 +432,24 @@ def _listed_labels(data: experiment.Data, task: str, name: str, features: Mappin
     Raises:
         DataError: nobody says it, or names differ.
     """
-    if task != "token-classification" and data.problem_type != "multi_label_classification":
-        return _other_labels(data, task, tuple(data.label_names) if data.label_names else None, None)
-    one = getattr(features.get("labels" if task == "token-classification" else "label"), "feature", None)
+    words, names = task == "token-classification", _names(data)
+    if not words and data.problem_type != "multi_label_classification":
+        return _other_labels(data, task, names, None)
+    one = getattr(features.get("labels" if words else "label"), "feature", None)
     own = tuple(getattr(one, "names", None) or ()) or None
-    names = tuple(data.label_names) if data.label_names else own
+    names = names or own
     if own is not None and names != own:
         raise DataError(f"{name}: the labels are {_list(own)}, and data.label_names has {_list(names or ())}")
-    classes = data.num_labels or (len(names) if names else None)
-    said = data.resolved_num_labels is not None or task == "token-classification"  # whose head asks these rows
-    if classes is None or not said:
+    classes = data.declared_num_labels or (len(own) if own and words else None)
+    if classes is None:
         there = f": it has {_list(own)}" if own else ""
         raise DataError(f"{name}: how many classes there are is not known: data.label_names or num_labels{there}")
     return _other_labels(data, task, names, classes)
+
+
+def _names(data: experiment.Data) -> tuple[str, ...] | None:
+    """The names of the classes that the experiment declares."""
+    return tuple(data.label_names) if data.label_names else None
 
 
 def _labels_beside(known: Labels, name: str, feature: Any) -> Labels:
@@ -460,7 +465,7 @@ def _labels_beside(known: Labels, name: str, feature: Any) -> Labels:
 def _declared_labels(data: experiment.Data, name: str, feature: Any) -> Labels:
     """The classes that the experiment or the features tell of: all that can be known of a stream."""
     own = tuple(feature.names) if getattr(feature, "names", None) else None
-    names = tuple(data.label_names) if data.label_names else own
+    names = _names(data) or own
     if own is not None and names is not None and set(names) != set(own):
         raise DataError(f"{name}: the labels are {_list(own)}, and data.label_names has {_list(names)}")
     if names is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from harness import record
+from harness import experiment, record
 from harness.errors import HarnessError, Unavailable
 from harness.plan import Case
 from harness.record import Example, Masking, Outcome, Record
@@ -122,10 +122,7 @@ def _prepare(job: Job, patch: Patch) -> tuple[checkpoint.Loaded, Workload]:
     work = job.fault.seed(workload.prepare(loaded, settings, device), patch)
     work = replace(work, fault=None if job.fault is HEALTHY else job.fault)
     evidence["settings"] = case.declared()["settings"] | {
-        "train.steps": work.train.steps,
-        "train.packing": work.train.packing,
-        "train.compile": work.train.compile,
-        "train.keep_memory": work.train.keep_memory,
+        f"train.{name}": getattr(work.train, name) for name in ("steps", *experiment.CHOSEN)
     }
     evidence["checkpoint"] = checkpoint.describe(loaded, work.model, digest="", attention_reason=work.attention_reason)
     evidence["adapters"] = loaded.adapters

@@ -48,9 +48,8 @@ def arguments(work: Workload, folder: str) -> TrainingArguments:
     )
     said._n_gpu = min(said.n_gpu, 1)  # else several GPUs mean nn.DataParallel over all of them
     if work.device.torch.type == "cuda":
-        said._setup_devices = (
-            work.device.torch
-        )  # it takes the first, whatever is asked for, and makes it the current one
+        # It takes the first, whatever is asked for, and makes it the current one.
+        said._setup_devices = work.device.torch
         torch.cuda.set_device(work.device.torch)
     return said
 
