@@ -213,12 +213,12 @@ def test_failures_are_annotated_where_the_file_says_it(project: Project, monkeyp
     name = project.path.name
     found = [unescaped(command) for command in printed]
     assert [(said["file"], said["line"]) for said, _ in found] == [
-        (f"{name}/experiments/a.yaml", "6"),  # the value of the matrix that makes it another case than cpu-custom
         (f"{name}/experiments/bad.yaml", "2"),
         (f"{name}/experiments/bad.yaml", "3"),
+        (f"{name}/experiments/a.yaml", "6"),  # the value of the matrix that makes it another case than cpu-custom
     ]
-    assert found[0][0]["title"] == "experiments/a.yaml::cpu-trainer::loss_decreases"
-    assert found[1][1] == "data.labels: found 2 labels, expected 1, one for each sequence"
+    assert found[0][1] == "data.labels: found 2 labels, expected 1, one for each sequence"
+    assert found[2][0]["title"] == "experiments/a.yaml::cpu-trainer::loss_decreases"
     assert re.findall(r"^\| experiments/a.yaml::([\w-]+)", page, re.MULTILINE) == ["cpu-trainer", "cpu-custom"]
     assert "### Also failed\n\n- `experiments/bad.yaml::valid`: data.labels" in page
 

@@ -623,6 +623,53 @@ def test_a_bad_file_is_one_failing_item(project: Project) -> None:
     assert "did you mean 'train'?" in lines[1]
 
 
+@pytest.mark.parametrize("select", [["-m", "invariant"], ["-k", "custom"], ["--benchmark-only"]], ids=" ".join)
+def test_a_bad_file_fails_whatever_is_selected(project: Project, select: list[str]) -> None:
+    """Nobody knows what is in it: as a module that cannot be imported it fails, and is not counted as deselected."""
+    project.experiment("experiments/good.yaml", loop=LOOPS)
+    project.write("experiments/bad.yaml", "trian: {}\n")
+    left = project.run("experiments", *select, "--deselect=experiments/bad.yaml").parseoutcomes()
+
+    result = project.run("experiments", *select)
+
+    assert result.ret == 1
+    found = outcomes(result)
+    assert [name for name, outcome in found.items() if outcome == "failed"] == ["experiments/bad.yaml::valid"]
+    assert result.parseoutcomes().get("deselected", 0) == left["deselected"] - 1
+
+
+def test_a_bad_file_can_be_left_out(project: Project) -> None:
+    """It can be deselected by its id; and `--lf` does not ask for it where it was not among the failures."""
+    project.engine("answers={'cpu': flat}")
+    project.experiment("experiments/good.yaml")
+    project.write("experiments/bad.yaml", "trian: {}\n")
+
+    without = project.run("experiments", "-m", "invariant", "--deselect=experiments/bad.yaml::valid")
+    again = project.run("experiments", "--lf")
+
+    assert "experiments/bad.yaml::valid" not in outcomes(without)
+    assert list(outcomes(again)) == ["experiments/good.yaml::cpu::loss_decreases"]
+
+
+@pytest.mark.parametrize("change", ["write_text('train: {steps')", "unlink()"], ids=["half saved", "gone"])
+def test_a_file_may_change_before_its_turn(project: Project, change: str) -> None:
+    """Its cases are those that were collected, and they run; only their lines are not known."""
+    project.engine(
+        more="def pytest_runtest_logfinish(nodeid, location):\n"
+        "    from pathlib import Path\n"
+        "    if nodeid == 'experiments/a.yaml::cpu::trains':\n"
+        f"        Path('experiments/b.yaml').{change}\n"
+    )
+    for name in "abc":
+        project.experiment(f"experiments/{name}.yaml")
+
+    result = project.run("experiments", "-k", "trains")
+
+    assert result.ret == 0
+    assert project.asked() == [f"experiments/{name}.yaml::cpu" for name in "abc"]
+    result.stdout.fnmatch_lines(["*3 cases: 3 finished*"])
+
+
 def test_junit_names_cases_and_laws(project: Project) -> None:
     """JUnit XML has an entry an item, with the failure's message."""
     project.engine("answers={'cpu': flat}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.plugin.node import ExperimentFile, ExperimentItem, check_devices
+from harness.plugin.node import BadFile, ExperimentFile, ExperimentItem, check_devices
 from harness.plugin.stash import (
     ACTIONS,
     BASELINES,
@@ -177,6 +178,19 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Experiment
     if parent.session.isinitpath(file_path) or (listed and not is_base):
         return ExperimentFile.from_parent(parent, path=file_path)
     return None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
+    """No mark or name selects among what a file with mistakes holds: it fails before the others, as a module does that
+    cannot be imported. Its id can be deselected, and `--lf` chooses after this.
+    """
+    deselected = tuple(config.getoption("deselect") or ())
+    bad = [item for item in items if isinstance(item, BadFile) and not item.nodeid.startswith(deselected)]
+    items[:] = [item for item in items if item not in bad]
+    result = yield
+    items[:0] = bad
+    return result
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

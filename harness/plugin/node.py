@@ -67,7 +67,11 @@ class ExperimentFile(pytest.Module):
 
     @cached_property
     def lines(self) -> Lines:
-        """Where the file says what; read again, for most runs never ask."""
+        """Where the file says what, as it is when its first item runs: who only collects need not know.
+
+        Raises:
+            InvalidExperiment: it was changed since it was collected, and cannot be read.
+        """
         from harness.experiment.line import Lines
 
         return Lines.read(self.path)
@@ -173,16 +177,20 @@ class ExperimentItem(pytest.Function):
         super().runtest()
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """It comes from the experiment, from the line that says what the law is about.
+        """It comes from the experiment, from the line that says what the law is about; from the first, where the file
+        can no longer be read.
 
         The heading of a failure also says of which case: there is no traceback that would.
         """
+        from harness.errors import InvalidExperiment
         from harness.laws.place import keys
 
         file = self.getparent(ExperimentFile)
         assert file is not None
         values = dict(self.cases[0].values) if len(self.cases) == 1 else {}
-        line = file.lines.of(keys(self.law) if self.law is not None else (), values) - 1
+        line = 0
+        with contextlib.suppress(InvalidExperiment):
+            line = file.lines.of(keys(self.law) if self.law is not None else (), values) - 1
         return self.path, line, f"{self.name}: {self.nodeid.rpartition('::')[0]}"
 
     def _tell(self, record: Record) -> None:
