@@ -389,6 +389,18 @@ def test_an_agreement_alone_trains_its_cases_once(project: Project) -> None:
     assert project.asked() == ["experiments/a.yaml::cpu-custom", "experiments/a.yaml::cpu-trainer"]
 
 
+def test_a_plan_trains_nothing(project: Project) -> None:
+    """`--setup-plan` shows what would run, and leaves no reports."""
+    project.experiment(loop=LOOPS)
+
+    result = project.run("experiments", "--setup-plan", "-k", "trains or agree")
+
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*experiments/a.yaml::cpu-custom::trains*"])
+    assert project.asked() == []
+    assert not (project.path / "reports").exists()
+
+
 def test_records_are_written_before_the_next_case(project: Project) -> None:
     """When the engine is asked for a case, the records of all earlier ones are on disk."""
     project.experiment("experiments/a.yaml", loop=LOOPS)
@@ -754,14 +766,17 @@ def test_a_report_folder_that_cannot_be_written_is_known_before_anything_trains(
     assert project.asked() == []
 
 
-def test_under_xdist_each_case_says_that_the_report_folder_cannot_be_written(project: Project) -> None:
+def test_under_xdist_each_item_says_that_the_report_folder_cannot_be_written(project: Project) -> None:
     """A worker cannot refuse the session, but trains nothing that would be lost."""
-    project.experiment()
+    project.experiment(loop=LOOPS)
+    project.write("experiments/bad.yaml", "trian: {}\n")
     (project.path / "reports").touch()
 
-    result = project.spawn("experiments", "-n1", "-k", "trains")
+    result = project.spawn("experiments", "-n1", "-k", "trains or loops_agree")
 
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1, errors=3)
+    result.stdout.fnmatch_lines(["*trian: found an unknown key*"])
     result.stdout.fnmatch_lines(["--reports: found */reports, which is a file, expected a folder"])
     result.stdout.no_fnmatch_line("*Traceback*")
     assert project.asked() == []
@@ -841,6 +856,25 @@ def test_the_probes_of_a_case_are_those_of_its_selected_laws(project: Project) -
             project.run(f"experiments/a.yaml::cpu::{law.name}", "--explore", "1")
 
             assert probes(project) == {"cpu": sorted(law.probes)}
+
+
+def test_a_law_that_is_skipped_needs_no_probe(project: Project) -> None:
+    """`--benchmark-only` and a mark of one's own skip laws before their case trains: it collects nothing for them."""
+    project.experiment()
+
+    project.run("experiments", "--benchmark-only")
+
+    assert probes(project) == {"cpu": []}
+
+
+def test_a_path_selects_no_slow_law(project: Project) -> None:
+    """A law that trains again runs where the id of an item names it, or `-k` does; not where a folder is called so."""
+    path = project.experiment("deterministic/experiments/deterministic.yaml")
+    item = f"{path}::cpu::deterministic"
+
+    runs = [project.run(*select) for select in ([path], [item], [path, "-k", "deterministic"])]
+
+    assert [outcomes(run).get(item) for run in runs] == [None, "passed", "passed"]
 
 
 # The whole picture

@@ -202,9 +202,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         names = frozenset(case.name for case in item.cases)
         item.answers_for = names - answered
         answered |= names
-        if item.law is not None:
+        if item.law is not None and item.get_closest_marker("skip") is None:
             session_of(session.config).want(item.law, item.cases)
-    runs = items and not session.config.option.collectonly
+    option = session.config.option
+    runs = items and not option.collectonly and not option.setupplan
     # A worker of pytest-xdist cannot refuse: its cases do.
     if runs and not hasattr(session.config, "workerinput") and (why := not_ready(session.config)):
         raise pytest.UsageError(why)

@@ -76,6 +76,11 @@ class ExperimentFile(pytest.Module):
 
         return Lines.read(self.path)
 
+    def setup(self) -> None:
+        """Under pytest-xdist, train nothing that would be lost."""
+        if self.cases and hasattr(self.config, "workerinput") and (why := not_ready(self.config)):
+            pytest.fail(why, pytrace=False)
+
     def teardown(self) -> None:
         """The file's last item is done."""
         session_of(self.config).forget(self.cases)
@@ -134,8 +139,10 @@ class CaseNode(pytest.Collector):
         if "exploration" in law.probes:
             return self.config.getoption("explore") is not None
         options = self.config.option
-        words = " ".join([*self.config.args, options.keyword, options.markexpr])
-        return law.name in self.case.settings.invariants or law.name in words or "slow_invariant" in words
+        named = {part for argument in self.config.args for part in argument.split("::")[1:]}
+        words = f"{options.keyword} {options.markexpr}"
+        asked = law.name in named or law.name in words or "slow_invariant" in words
+        return asked or law.name in self.case.settings.invariants
 
     def _throughput(self) -> ExperimentItem:
         if not self.config.pluginmanager.hasplugin("benchmark"):
@@ -147,9 +154,9 @@ class CaseNode(pytest.Collector):
         return item
 
     def setup(self) -> None:
-        """Obtain the record."""
-        if hasattr(self.config, "workerinput") and (why := not_ready(self.config)):
-            pytest.fail(why, pytrace=False)
+        """Obtain the record, unless pytest only shows what would run."""
+        if self.config.option.setupplan:
+            return
         self.record = session_of(self.config).record(self.case)
 
     def teardown(self) -> None:
