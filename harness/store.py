@@ -67,14 +67,15 @@ class Store:
             HarnessError: something is in the way; says what.
         """
         folder, files = self.path.parent, [self.folder / "latest.md", *[self.explored] * exploring]
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not there.is_dir():
-            raise HarnessError(f"found {there}, which is a file, expected a folder")
-        if found := next((file for file in files if file.is_dir()), None):
-            raise HarnessError(f"found {found}, which is a folder, expected a file")
-        if closed := next((path for path in (there, *files) if path.exists() and not os.access(path, os.W_OK)), None):
-            raise HarnessError(f"found {closed}, which cannot be written: {os.strerror(errno.EACCES)}")
         try:
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            if not there.is_dir():
+                raise HarnessError(f"found {there}, which is a file, expected a folder")
+            if found := next((file for file in files if file.is_dir()), None):
+                raise HarnessError(f"found {found}, which is a folder, expected a file")
+            paths = [path for path in (there, *files) if path.exists()]
+            if closed := next((path for path in paths if not os.access(path, os.W_OK)), None):
+                raise HarnessError(f"found {closed}, which cannot be written: {os.strerror(errno.EACCES)}")
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HarnessError(f"found {folder}, which cannot be made: {error.strerror or error}") from None
@@ -109,8 +110,9 @@ class Store:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What all parts of this run have written to."""
-        return tuple(sorted((self.folder / "records").glob(f"{self.run}*.jsonl")))
+        """What all parts of this run have written to; nothing where the folder cannot even be looked for."""
+        folder = self.path.parent
+        return tuple(sorted(folder.glob(f"{self.run}*.jsonl"))) if os.access(folder, os.F_OK) else ()
 
     def remember(self, experiment: str, trial: Trial) -> None:
         """Keep texts that broke a law, for every later run: in ``explored.jsonl``."""

@@ -748,6 +748,8 @@ def test_reports_go_where_they_are_told(project: Project, monkeypatch: pytest.Mo
         ("out/records", [], "out/records, which is a file, expected a folder"),
         ("out/latest.md/", [], "out/latest.md, which is a folder, expected a file"),
         ("out/explored.jsonl/", ["--explore=2"], "out/explored.jsonl, which is a folder, expected a file"),
+        ("", [f"--reports={'x' * 300}"], f"{'x' * 300}/records, which cannot be made: File name too long"),
+        ("", [f"--reports={'x' * 300}", "--profile"], f"{'x' * 300}/records, which cannot be made: *"),
     ],
 )
 def test_a_report_folder_that_cannot_be_written_is_known_before_anything_trains(
@@ -757,7 +759,7 @@ def test_a_report_folder_that_cannot_be_written_is_known_before_anything_trains(
     project.experiment()
     path = project.path / there
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir() if there.endswith("/") else path.touch()
+    path.touch() if there and not there.endswith("/") else path.mkdir(exist_ok=True)
 
     result = project.run("experiments", "--reports=out", *options)
 

@@ -102,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if given := config.getoption("baseline"):
         config.stash[BASELINES] = _baselines(config.invocation_params.dir / given)
     traces = reports_of(config) / "traces"
-    if config.getoption("profile", False) and traces.exists() and not traces.is_dir():
+    if config.getoption("profile", False) and os.access(traces, os.F_OK) and not traces.is_dir():
         raise pytest.UsageError(f"--profile: found {traces}, which is a file, expected a folder")
     if os.environ.get("GITHUB_ACTIONS") == "true" and not hasattr(config, "workerinput"):
         from harness.github import Actions
