@@ -245,9 +245,11 @@ def _mutate(options: argparse.Namespace) -> int:
     begin with.
     """
     from harness import plan
+    from harness.experiment import check_device
     from harness.journal import Journal
     from harness.laws import LAWS
     from harness.mutation import Mutation, Subject, mutants
+    from harness.plugin import node
     from harness.report import mutation_markdown, mutation_text
     from harness.training.faults import FAULTS
     from harness.training.mutate import runner
@@ -256,12 +258,17 @@ def _mutate(options: argparse.Namespace) -> int:
     for name in options.only or ():
         if name not in known:
             raise HarnessError(f"{name}: no such fault" + (f"; {hint}" if (hint := meant(name, known)) else ""))
+    try:
+        check_device(options.device)
+    except ValueError as error:
+        raise HarnessError(f"--device: {error}") from None
     root = Path.cwd()
     cases: list[Case] = []
     for one in _read(_experiments(options.paths)):
         if isinstance(one, InvalidExperiment):
             raise one
         cases += plan.cases(one, [options.device], root=root, override=True)
+    cases = list(plan.expand(cases, node.cuda_count))
     runs = runner(root)
     subjects: list[Subject[Fault]] = [Subject(case, LAWS, runs) for case in cases]
     chosen = [known[name] for name in options.only or known]

@@ -18,6 +18,7 @@ from harness.journal import Journal
 from harness.laws import LAWS
 from harness.mutation import Mutant, Mutation, Subject, alike, mutants
 from harness.plan import Case
+from harness.plugin import node
 from harness.record import Record
 from harness.report import mutation_markdown, mutation_text
 from harness.training.fault import Fault, Patch
@@ -342,6 +343,22 @@ def test_command_knows_its_faults(file: Path, capsys: pytest.CaptureFixture[str]
     """A name that is none gets the nearest one that is."""
     assert main(["mutate", str(file), "--only", "loss_negate"]) == 2
     assert "loss_negate: no such fault; did you mean 'loss_negated'?" in capsys.readouterr().err
+
+
+def test_command_knows_its_devices(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is none is bad usage, said before anything is made."""
+    assert main(["mutate", str(file), "--device", "gpu"]) == 2
+    assert capsys.readouterr().err.startswith("--device: found 'gpu', expected cpu, cuda")
+
+
+def test_command_takes_all_cuda_devices(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cuda:all` is a case for each."""
+    monkeypatch.setattr(node, "cuda_count", lambda: 2)
+    monkeypatch.setattr(Subject, "alarms", property(lambda self: (self.case.name,)))
+    assert main(["mutate", str(file), "--device", "cuda:all"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["experiment.yaml::cuda:0", "experiment.yaml::cuda:1"]
 
 
 def test_mutant_is_what_the_table_needs() -> None:

@@ -259,7 +259,7 @@ def test_all_cuda_devices_are_a_case_each(
     project: Project, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
 ) -> None:
     """`cuda:all` is a case for each; where there is none, one case is left to be skipped with its reason."""
-    monkeypatch.setattr(node, "_cuda_count", lambda: count)
+    monkeypatch.setattr(node, "cuda_count", lambda: count)
     project.experiment(device=["cuda:all"])
 
     project.run("experiments", "-k", "trains")

@@ -58,7 +58,7 @@ class ExperimentFile(pytest.Module):
         except pytest.UsageError as error:
             raise self.CollectError(str(error)) from None
         planned = plan.cases(experiment, given or configured, root=self.config.rootpath, override=bool(given))
-        self.cases = plan.expand(planned, _cuda_count)
+        self.cases = plan.expand(planned, cuda_count)
         for case in self.cases:
             yield CaseNode.from_parent(self, name=case.id, case=case)
         for law in LAWS:
@@ -312,7 +312,7 @@ def _varies(axis: str, cases: Iterable[Case]) -> bool:
     return len({setting(case.settings) for case in cases}) > 1
 
 
-def _cuda_count() -> int:
+def cuda_count() -> int:
     """How many CUDA devices there are, asked of another process: collecting never imports torch."""
     count = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=False)
