@@ -28,6 +28,8 @@ class Actions:
     page: Path | None
     """Where the summary of the step goes."""
     found: list[Annotation] = field(default_factory=list)
+    problem: str = ""
+    """Why the summary could not be written."""
 
     @classmethod
     def of(cls, root: Path, environment: Mapping[str, str]) -> Actions:
@@ -46,13 +48,14 @@ class Actions:
         if report.failed and report.nodeid.endswith(SUFFIXES):
             self._note(report.nodeid, report.nodeid, 1, report.longreprtext)
 
-    def commands(self, summary: Summary | None) -> list[str]:
-        """The lines that GitHub makes annotations of."""
+    def lines(self, summary: Summary | None) -> list[str]:
+        """What the log is told: what GitHub makes annotations of, and why there is no summary."""
+        problem = [self.problem] if self.problem else []
         if not self.found:
-            return []
+            return problem
         from harness.report.github import commands
 
-        return commands(self.found, summary)
+        return commands(self.found, summary) + problem
 
     def write(self, summary: Summary | None) -> None:
         """Add the page of this run to the summary of the step."""
@@ -60,9 +63,12 @@ class Actions:
             return
         from harness.report.github import LARGEST, job_summary
 
-        before = self.page.stat().st_size if self.page.exists() else 0
-        with self.page.open("a", encoding="utf-8") as file:
-            file.write(job_summary(summary, self.found, LARGEST - before))
+        try:
+            before = self.page.stat().st_size if self.page.exists() else 0
+            with self.page.open("a", encoding="utf-8") as file:
+                file.write(job_summary(summary, self.found, LARGEST - before))
+        except OSError as error:  # a full disk
+            self.problem = f"the summary of the job cannot be written: {error.strerror or error}"
 
     def _note(self, name: str, file: str, line: int, text: str) -> None:
         from harness.report.github import Annotation, mistakes

@@ -241,6 +241,18 @@ def test_nothing_is_said_where_nothing_failed_or_no_github_is(
     assert not (project.path / "summary.md").exists()
 
 
+def test_a_summary_that_cannot_be_written_is_no_crash(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step without its folder, or a full disk, takes the summary of the job and nothing else."""
+    project.experiment()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project.path / "none" / "summary.md"))
+    result = project.run("experiments", "-k", "trains", "-p", "no:benchmark")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["*1 case: 1 finished*", "*the summary of the job cannot be written: No such file or directory"]
+    )
+
+
 # JUnit
 
 

@@ -278,5 +278,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             left = os.path.relpath(traces) if traces.exists() else "none, for no case left one"
             terminalreporter.write_line(f"traces: {left}")
     if ACTIONS in config.stash:
-        for command in config.stash[ACTIONS].commands(config.stash.get(SUMMARY, None)):
-            terminalreporter.write_line(command)
+        for line in config.stash[ACTIONS].lines(config.stash.get(SUMMARY, None)):
+            terminalreporter.write_line(line)
