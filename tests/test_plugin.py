@@ -330,6 +330,15 @@ def test_experiments_and_ordinary_tests_run_together(project: Project) -> None:
     assert found["experiments/a.yaml::cpu::trains"] == "passed"
 
 
+def test_this_project_can_be_tested_without_xdist(project: Project) -> None:
+    """Its own conftest distributes a bare `pytest` where there is something to distribute it with."""
+    project.configure("testpaths = .")
+    project.write("conftest.py", (ROOT / "conftest.py").read_text())
+    project.write("test_ordinary.py", "def test_nothing(): pass\n")
+
+    project.run("-p", "no:xdist").assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize("scope", ["function", "class", "module", "package", "session"])
 def test_fixtures_of_the_user_apply(project: Project, scope: str) -> None:
     """An autouse fixture of any scope in a conftest beside the experiments wraps their items."""
