@@ -544,6 +544,17 @@ ADDED = {
             "did you mean 'precision'?"
         ),
     ),
+    "matrix include of a section": (
+        "matrix:\n  train.loop: [custom, trainer]\n  include:\n  - train: {loop: trainer, steps: 5}",
+        "8: matrix: found train, which replaces the listed train.loop, expected dotted keys for what it holds",
+    ),
+    "matrix list of a section": (
+        "matrix:\n  checkpoint.config.x: [1, 2]\n  checkpoint: [a, b]",
+        (
+            "7: matrix: found checkpoint, which replaces the listed checkpoint.config.x, "
+            "expected dotted keys for what it holds"
+        ),
+    ),
     "matrix exclude key": (
         "matrix:\n  precision: [fp32]\n  exclude: [{device: cpu}]",
         "7: matrix.exclude[0].device: found an unknown key, expected a key of the matrix's lists",
@@ -910,6 +921,14 @@ def test_what_is_expected_to_be_broken_is_no_part_of_an_id(folder: Folder) -> No
         folder.read(GOOD + "matrix: {train.seed: [1], expect_broken.head_is_new: [one, two]}")
 
 
+def test_a_section_beside_its_keys(folder: Folder) -> None:
+    """It may be listed, and included, if it leaves the listed keys alone."""
+    (point,) = folder.read(GOOD + "matrix: {train.loop: [trainer], include: [{train: {seed: 7}}]}\n").points
+    assert (point.settings.train.loop, point.settings.train.seed) == ("trainer", 7)
+    (point,) = folder.read(GOOD + "matrix: {train.loop: [trainer], train: [{seed: 7}]}\n").points
+    assert (point.settings.train.loop, point.settings.train.seed) == ("trainer", 7)
+
+
 def test_include_alone(folder: Folder) -> None:
     """Without lists, the entries are the points."""
     text = GOOD + "matrix:\n  include:\n  - {train.seed: 3}\n  - {train.seed: 4, precision: bf16}\n"
@@ -1193,7 +1212,7 @@ def test_the_schema_accepts(validator: jsonschema.Draft7Validator, text: str) ->
 BEYOND = {"timed steps", "matrix excluded", "matrix size", "matrix exclude key", "yes", "not a number", "infinite rate"}
 BEYOND |= {"float as number", "tag", "python tag", "merge key", "number as key", "list as key"}
 BEYOND |= {"steps and epochs", "warm-up said twice", "option of another loop", "option of another optimizer"}
-BEYOND |= {"fused with a scaler"}
+BEYOND |= {"fused with a scaler", "matrix include of a section", "matrix list of a section"}
 BEYOND |= {name for name in ADDED if name.startswith("duplicate") or name.endswith("alias")}
 
 

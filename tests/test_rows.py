@@ -192,6 +192,23 @@ def test_problem_type_and_labels_agree(tmp_path: Path) -> None:
         assert found.startswith(f"a.yaml:7: data.rows[0].label: {says}")
 
 
+def test_numbers_may_be_whole(tmp_path: Path) -> None:
+    """Where the problem is declared, 1 beside 0.5 is a number, and so is one below 0."""
+    rows = ["rows:", *(f"  - {{text: a, label: {label}}}" for label in ("1", "0.5", "-2"))]
+    assert mistakes(tmp_path, "sequence-classification", "problem_type: regression", *rows) == []
+
+
+def test_a_turn_of_a_chat_has_keys(tmp_path: Path) -> None:
+    """Which are listed."""
+    answer = "{role: assistant, content: b}"
+    for turn, says in (
+        ("{role: user, content: a, name: x}", ".name: found an unknown key, expected one of role, content"),
+        ("hello", ": found 'hello', expected a mapping with role, content"),
+    ):
+        (found,) = mistakes(tmp_path, "causal-lm", "rows:", f"  - {{messages: [{turn}, {answer}]}}")
+        assert found == f"a.yaml:6: data.rows[0].messages[0]{says}"
+
+
 def test_sequences_are_for_classification(tmp_path: Path) -> None:
     """Sugar for rows with a text and a label, of no use to other tasks, and not beside rows."""
     lines = ("sequences: [a]", "labels: [1]")

@@ -17,7 +17,7 @@ from harness.record import Record
 from harness.training import data as training_data
 from harness.training import rows as rows_module
 from harness.training.checkpoint import load
-from harness.training.rows import Rows, Stream, Table, open_rows
+from harness.training.rows import Rows, Stream, Table, open_beside, open_rows
 
 TEXTS = ["warm soup", "cold bread", "fresh bread", "stale soup", "a long wait for warm bread", "never again"]
 NAMES = ["good", "bad", "good", "bad", "good", "bad"]
@@ -96,6 +96,13 @@ def test_several_files_are_one_after_the_other(tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_that_two_patterns_name_is_read_once(tmp_path: Path) -> None:
+    """Its rows would count twice in an epoch."""
+    write(tmp_path, "a.csv")
+    write(tmp_path, "b.csv", ["more", "and more"], ["bad", "good"])
+    assert len(every(opened(tmp_path, files=["b.csv", "*.csv"]))) == 8
+
+
 def test_folder_is_a_dataset(tmp_path: Path) -> None:
     """Its files' names say which split they are."""
     (tmp_path / "reviews").mkdir()
@@ -171,6 +178,13 @@ def test_numbers_are_counted(tmp_path: Path, labels: list[int], said: dict[str, 
     rows = opened(tmp_path, files="a.parquet", **said)
     assert (rows.labels.count, rows.labels.names) == (count, None)
     assert [type(label) for _, label in every(rows)] == [int, int]
+
+
+def test_true_and_false_may_be_names(tmp_path: Path) -> None:
+    """Readers of csv files make numbers of them; the names decide which."""
+    (tmp_path / "a.csv").write_text("text,label\na,true\nb,false\n")
+    assert every(opened(tmp_path, files="a.csv", label_names=["true", "false"])) == [("a", 0), ("b", 1)]
+    assert every(opened(tmp_path, files="a.csv", label_names=["no", "yes"])) == [("a", 1), ("b", 0)]
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
@@ -570,7 +584,68 @@ def test_classes_of_words_may_be_those_of_the_dataset(tmp_path: Path) -> None:
         rows(label_names=["B-FOOD", "O"])
 
 
+def test_lists_of_classes_have_the_numbers_of_training(tmp_path: Path) -> None:
+    """Where a split numbers the same names in another order, whole or as a stream, of words or of texts."""
+    for task, roles, other in (
+        ("token-classification", {"words": List(Value("string"))}, {"words": ["warm", "soup"]}),
+        ("sequence-classification", {"text": Value("string")}, {"text": "warm soup"}),
+    ):
+        role = "labels" if "words" in roles else "label"
+        for file, names in (("train", ["O", "PER", "LOC"]), ("eval", ["O", "LOC", "PER"]), ("odd", ["O", "ORG"])):
+            features = Features({**roles, role: List(ClassLabel(names=names))})
+            Dataset.from_list([{**other, role: [0, 1]}], features=features).to_parquet(tmp_path / f"{file}.parquet")
+        many = {"label_names": ["O", "PER", "LOC"], "problem_type": "multi_label_classification"}
+        said = {} if role == "labels" else many
+        known = open_rows(declared(tmp_path, files="train.parquet", **said).data, task).labels
+        for stream in ({}, {"streaming": True, "limit": 1}):
+            beside = open_beside(
+                declared(tmp_path, files="eval.parquet", **said, **stream).data, task, known, "evaluation"
+            )
+            assert beside.first(1)[0][role] == [0, 2]
+            with pytest.raises(DataError, match=r"the labels are 'O', 'ORG', and those of training 'O', 'PER', 'LOC'"):
+                open_beside(declared(tmp_path, files="odd.parquet", **said, **stream).data, task, known, "evaluation")
+
+
 # Roles
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_declared_columns_say_which_kind_of_row_it_is(tmp_path: Path, streaming: bool) -> None:
+    """Also beside a column that has the name of another kind's role, as in tables of instructions."""
+    row = {"instruction": "say soup", "input": "", "output": "soup", "text": "say soup: soup"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    columns = {"prompt": "instruction", "answer": "output"}
+    data = Settings.model_validate(
+        {
+            "task": "causal-lm",
+            "checkpoint": {"architecture": "gpt2", "size": "tiny"},
+            "data": {"files": "a.jsonl", "columns": columns, "streaming": streaming},
+        },
+        context={"folders": {"data.files": tmp_path}},
+    ).data
+    rows = open_rows(data, "causal-lm")
+    assert rows.first(1) == [{"prompt": "say soup", "answer": "soup"}]
+
+
+def test_rows_of_files_are_refused_in_words(tmp_path: Path) -> None:
+    """With what was found and what is expected, as in an experiment file."""
+    (tmp_path / "a.txt").write_text("soup\n\nbread\n")
+    with pytest.raises(DataError, match=r"a\.txt: row 1: text: found '', expected text that is not empty"):
+        open_rows(declared(tmp_path, files="a.txt").data, "masked-lm")
+    row = {"question": "a?", "context": "b", "answer": {"text": ["b"]}}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"row 0: answer: found .*, expected text"):
+        open_rows(declared(tmp_path, files="a.jsonl").data, "question-answering")
+
+
+def test_rows_of_one_batch_have_as_many_choices(tmp_path: Path) -> None:
+    """Else some would be left out, or be missing."""
+    rows = [{"text": "warm", "choices": list("abcd")[:number], "label": 0} for number in (3, 4)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = case(task="multiple-choice", data={"rows": rows[:1]}, train={"steps": 1, "batch_size": 2})
+    settings = made.settings.model_copy(update={"data": declared(tmp_path, files="a.jsonl").data})
+    record = attempt(replace(made, settings=settings))
+    assert "rows of 3 and of 4 choices in one batch, expected as many choices in each row" in record.reason
 
 
 def test_columns_of_another_kind_of_row_are_left_alone(tmp_path: Path) -> None:

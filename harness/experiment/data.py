@@ -115,8 +115,9 @@ class Source(Declared):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The local files that `files` names, sorted within each pattern; none where there are none."""
-        return tuple(path for pattern in _listed(self.files) for path in _matching(pattern, self._folder))
+        """The local files that `files` names, sorted within each pattern, and each once; none where there are none."""
+        found = (path for pattern in _listed(self.files) for path in _matching(pattern, self._folder))
+        return tuple(dict.fromkeys(found))
 
     @property
     def place(self) -> Path | None:

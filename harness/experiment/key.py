@@ -9,6 +9,7 @@ from harness.experiment.checkpoint import ArchitectureCheckpoint
 from harness.experiment.data import Data
 from harness.experiment.evaluation import Evaluation
 from harness.experiment.peft import Peft
+from harness.experiment.row import Message
 from harness.experiment.settings import Benchmark, Settings
 from harness.experiment.source import Location
 from harness.experiment.train import ParameterGroup, Train
@@ -50,6 +51,8 @@ def known_keys(location: Location, laws: Laws) -> list[str]:
             return _fields(SECTIONS[section])
         case ("train", "groups", int()):
             return _fields(ParameterGroup)
+        case ("data" | "evaluation", "rows", int(), "messages", int()):
+            return _fields(Message)
         case ("invariants" | "expect_broken",):
             return list(laws)
         case ("invariants", str(law)) if law in laws:

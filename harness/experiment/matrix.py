@@ -47,6 +47,11 @@ def combinations(matrix: Node, laws: Laws, mistakes: list[Mistake]) -> list[Comb
     }
     include = [_entry(entry, ("matrix", "include", i), i, axes, keys, mistakes) for i, entry in enumerate(included)]
     exclude = [_entry(entry, ("matrix", "exclude", i), i, axes, axes, mistakes) for i, entry in enumerate(excluded)]
+    every = [(key, value) for key, values in axes.items() for value in values]
+    for key, value in every + [each for entry in include for each in entry.items()]:
+        if (axis := _replaced(key, value.node, axes)) is not None:
+            found = f"{key}, which replaces the listed {axis}"
+            mistakes.append(value.node.mistake(("matrix",), found, "dotted keys for what it holds"))
     size = math.prod(len(values) for values in axes.values())
     if size > MAX_POINTS:
         mistakes.append(matrix.mistake(("matrix",), f"{size:,} combinations", f"at most {MAX_POINTS:,}"))
@@ -156,6 +161,21 @@ def _axis(key: str, node: Node, mistakes: list[Mistake]) -> list[Value]:
             found = f"{shown(value.plain)}, which ids write {value.name!r} like {key}[{earlier}]"
             mistakes.append(value.node.mistake((*location, index), found, "values whose ids differ"))
     return values
+
+
+def _replaced(key: str, node: Node, axes: Iterable[str]) -> str | None:
+    """The listed key below `key` whose value this one would replace."""
+    for axis in axes:
+        if not axis.startswith(f"{key}."):
+            continue
+        inner: Node | None = node
+        for part in axis.removeprefix(f"{key}.").split("."):
+            if inner is None or not isinstance(inner.value, dict):
+                break
+            inner = inner.value.get(part)
+        if inner is not None:
+            return axis
+    return None
 
 
 def _value(key: str, node: Node, index: int) -> Value:

@@ -2,32 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from harness.errors import Mistake, count, meant, shown
+from harness.errors import Mistake, meant
 from harness.experiment import source
 from harness.experiment.key import SETTING_KEYS, Laws, known_keys, matrix_keys
+from harness.experiment.model import expected_by, found_by
 from harness.experiment.row import NAMED_CLASS
 from harness.experiment.source import Location, Node
-
-_EXPECTED = {
-    "missing": "this key, which has no default",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
-    "greater_than": "a number greater than {gt}",
-    "greater_than_equal": "a number of at least {ge}",
-    "less_than": "a number less than {lt}",
-    "less_than_equal": "a number of at most {le}",
-    "literal_error": "{expected}",
-}
 
 _LAWS: tuple[Location, ...] = (("invariants",), ("expect_broken",))
 """Sections whose keys are laws: too many to list."""
@@ -40,8 +23,6 @@ def mistake(error: ErrorDetails, tree: Node, laws: Laws) -> Mistake:
     match kind:
         case "mistake":
             return node.mistake(location, context["found"], context["expected"], context["hint"])
-        case "missing":
-            return node.mistake(location, "nothing", _EXPECTED[kind])
         case "extra_forbidden":
             keys = known_keys(location[:-1], laws)
             if location[:-1] in _LAWS:
@@ -49,21 +30,13 @@ def mistake(error: ErrorDetails, tree: Node, laws: Laws) -> Mistake:
                 return node.mistake(location, "an unknown law", expected, meant(str(location[-1]), keys))
             expected = f"one of {', '.join(keys)}" if keys else "no options: this law has none"
             return node.mistake(location, "an unknown key", expected, _meant_key(str(location[-1]), location, keys))
-    return node.mistake(location, shown(error["input"]), _expected(error, laws), _hint(error, laws))
+    return node.mistake(location, found_by(error), _expected(error, laws), _hint(error, laws))
 
 
 def _expected(error: ErrorDetails, laws: Laws) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind in ("model_type", "model_attributes_type"):
+    if error["type"] in ("model_type", "model_attributes_type"):
         return f"a mapping with {', '.join(known_keys(error['loc'], laws)) or 'nothing'}"
-    if kind == "too_short":
-        return f"at least {count(context['min_length'], 'item')}"
-    if kind == "string_pattern_mismatch" and context["pattern"] == r"\S":
-        return "text that is not empty"
-    if kind in _EXPECTED:
-        return _EXPECTED[kind].format_map({name: _number(value) for name, value in context.items()})
-    # Options of a law that somebody else wrote may use all of pydantic.
-    return error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return expected_by(error)
 
 
 def _hint(error: ErrorDetails, laws: Laws) -> str:
@@ -90,7 +63,3 @@ def _meant_key(key: str, location: Location, keys: Iterable[str]) -> str:
     """A key spelled nearly so, or the same key in a section where it was written outside of one."""
     elsewhere = [known for known in SETTING_KEYS if known.endswith(f".{key}")] if len(location) == 1 else []
     return f"did you mean '{elsewhere[0]}'?" if elsewhere else meant(key, keys)
-
-
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value

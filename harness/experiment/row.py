@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from harness.errors import count, meant, shown
-from harness.experiment.model import Declared, problem
+from harness.experiment.model import Declared, expected_by, found_by, problem
 from harness.experiment.source import Location
 
 Row: TypeAlias = Mapping[str, Any]
@@ -136,6 +136,8 @@ def mistakes(task: str, rows: Sequence[Row], classes: int | None, problem_type: 
         classes: the declared number of classes.
         problem_type: as declared.
     """
+    if problem_type == "regression":  # a class is not below 0, a number may be
+        rows = [{**row, "label": float(row["label"])} if type(row.get("label")) is int else row for row in rows]
     details: list[InitErrorDetails] = []
     for number, row in enumerate(rows):
         kind = _kind(task, row)
@@ -156,12 +158,14 @@ def unlike(task: str, row: Row, classes: int | None = None, problem_type: str | 
     if wrong is None:
         return None
     first = wrong.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'][2:]) or 'the row'}: {first['msg']}"
+    said = first["msg"] if first["type"] == "mistake" else f"found {found_by(first)}, expected {expected_by(first)}"
+    return f"{'.'.join(str(part) for part in first['loc'][2:]) or 'the row'}: {said}"
 
 
-def required(task: str, available: Collection[str]) -> tuple[str, ...]:
-    """The roles that a row must have: of the first kind of row that the available ones make."""
-    kinds = [tuple(role for role, field in kind.model_fields.items() if field.is_required()) for kind in ROLES[task]]
+def required(task: str, available: Collection[str], declared: Collection[str] = ()) -> tuple[str, ...]:
+    """The roles that a row must have: of the first kind of row that the available ones make, and has the declared."""
+    fitting = [kind for kind in ROLES[task] if set(declared) <= kind.model_fields.keys()] or ROLES[task]
+    kinds = [tuple(role for role, field in kind.model_fields.items() if field.is_required()) for kind in fitting]
     return next((kind for kind in kinds if set(kind) <= set(available)), kinds[0])
 
 

@@ -53,6 +53,10 @@ class Labels:
             if value in self.names:
                 return self.names.index(value)
             raise ValueError(f"the label {shown(value)} is none of {_list(self.names)}")
+        if isinstance(value, bool):  # `true` in a csv file is no text
+            value = next(
+                (number for number, name in enumerate(self.names or ()) if name.lower() == str(value).lower()), value
+            )
         if not isinstance(value, int):
             raise ValueError(f"the label is {_described(value)}, expected {self._expected()}")
         if self.count is not None and not 0 <= value < self.count:
@@ -60,17 +64,20 @@ class Labels:
         return int(value)
 
     def numbered(self, row: Row) -> Row:
-        """The row with the number of each class that stands in a list by its name.
+        """The row with the number of each class in a list that stands there by its name, or by another number.
 
         Raises:
             ValueError: there is no such name.
         """
         for role in ("label", "labels"):
             found = row.get(role)
-            if isinstance(found, list) and any(isinstance(each, str) for each in found):
-                if self.names is None:
-                    raise ValueError(f"{role} is {found}, expected numbers, or names that are in data.label_names")
-                row = {**row, role: [self.number(each) if isinstance(each, str) else each for each in found]}
+            if not isinstance(found, list):
+                continue
+            named = any(isinstance(each, str) for each in found)
+            if named and self.names is None:
+                raise ValueError(f"{role} is {found}, expected numbers, or names that are in data.label_names")
+            if named or self.written is not None:
+                row = {**row, role: [self.number(each) if type(each) in (str, int) else each for each in found]}
         return row
 
     def _expected(self) -> str:
@@ -127,7 +134,7 @@ class Source:
             if self.labels.count is not None:
                 return {**row, "label": self.labels.number(row["label"])}
         if self.labels.problem == "regression" and type(row["label"]) is int:
-            row = {**row, "label": float(row["label"])}  # a class is not below 0, a number may be
+            row = {**row, "label": float(row["label"])}
         row = self.labels.numbered(row)
         if (wrong := experiment.unlike(self.task, row, self.labels.among, self.labels.problem)) is not None:
             raise ValueError(wrong)
@@ -304,7 +311,7 @@ def _table(data: experiment.Data, task: str, known: Labels | None = None) -> Tab
     rows = _renamed(rows, roles)
     table = Table(
         name=found.name,
-        labels=_labels_beside(known, found.name, rows.features.get("label"))
+        labels=_labels_beside(known, found.name, rows.features)
         if known is not None
         else _labels(data, found.name, rows, taken)
         if _has_classes(data, task)
@@ -334,13 +341,14 @@ def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> St
     features = getattr(found.rows, "features", None)
     if features is not None:
         _require_types(found.name, features, roles, data, task)
+    by_role = {role: (features or {}).get(column) for role, column in roles.items()}
     return Stream(
         name=found.name,
-        labels=_labels_beside(known, found.name, (features or {}).get(roles.get("label", "")))
+        labels=_labels_beside(known, found.name, by_role)
         if known is not None
-        else _declared_labels(data, found.name, (features or {}).get(roles["label"]))
+        else _declared_labels(data, found.name, by_role["label"])
         if _has_classes(data, task)
-        else _listed_labels(data, task, found.name, {role: (features or {}).get(each) for role, each in roles.items()}),
+        else _listed_labels(data, task, found.name, by_role),
         task=task,
         drops=data.invalid_rows == "drop",
         revision=found.revision,
@@ -353,7 +361,7 @@ def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> St
 
 def _roles(data: experiment.Data, task: str, columns: Sequence[str], name: str) -> dict[str, str]:
     """The column of each role: as declared, else the one that has the role's name."""
-    needed = experiment.required(task, {*columns, *data.columns})
+    needed = experiment.required(task, {*columns, *data.columns}, data.columns)
     optional = [role for role in experiment.roles_beside(task, needed) if role in columns]
     said = {role: data.columns.get(role, role) for role in needed}
     said |= {role: role for role in optional if role not in data.columns} | data.columns
@@ -435,8 +443,7 @@ def _listed_labels(data: experiment.Data, task: str, name: str, features: Mappin
     words, names = task == "token-classification", _names(data)
     if not words and data.problem_type != "multi_label_classification":
         return _other_labels(data, task, names, None)
-    one = getattr(features.get("labels" if words else "label"), "feature", None)
-    own = tuple(getattr(one, "names", None) or ()) or None
+    own = _own_names(features)
     names = names or own
     if own is not None and names != own:
         raise DataError(f"{name}: the labels are {_list(own)}, and data.label_names has {_list(names or ())}")
@@ -452,9 +459,15 @@ def _names(data: experiment.Data) -> tuple[str, ...] | None:
     return tuple(data.label_names) if data.label_names else None
 
 
-def _labels_beside(known: Labels, name: str, feature: Any) -> Labels:
+def _own_names(features: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What a source calls its classes, whether a row has one of them or a list."""
+    feature = features.get("label") or features.get("labels")
+    return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None
+
+
+def _labels_beside(known: Labels, name: str, features: Mapping[str, Any]) -> Labels:
     """The classes of training, as these rows write them: a dataset may number the same names in another order."""
-    own = tuple(feature.names) if getattr(feature, "names", None) else None
+    own = _own_names(features)
     if own is None or known.names is None:
         return replace(known, written=None)
     if not set(own) <= set(known.names):

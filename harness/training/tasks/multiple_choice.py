@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForMultipleChoice, BatchEncoding, DataCollatorForMultipleChoice
 
 from harness import experiment
+from harness.errors import DataError
 from harness.training.tasks.task import Collator, Features, Task, Tensors, cross_entropy
 
 
@@ -16,6 +17,9 @@ class _Movable(DataCollatorForMultipleChoice):
     """The library's collator, whose batches go to a device as those of the others do."""
 
     def torch_call(self, examples: list[Features]) -> BatchEncoding:
+        if len(numbers := {len(example["input_ids"]) for example in examples}) > 1:
+            listed = " and of ".join(map(str, sorted(numbers)))
+            raise DataError(f"rows of {listed} choices in one batch, expected as many choices in each row")
         # Copies: transformers 5.17 takes the labels out of the examples that it is given.
         return BatchEncoding(super().torch_call([dict(example) for example in examples]))
 
