@@ -25,7 +25,7 @@ from harness.mutation import Subject
 from harness.plan import Case
 from harness.record import Record
 from harness.throughput import MINIMUM, timed_steps
-from harness.training import compilation, data, devices
+from harness.training import compilation, data, devices, fresh
 from harness.training.checkpoint import Shelf, load
 from harness.training.choice import Trial
 from harness.training.fault import Fault
@@ -134,33 +134,49 @@ SAID: dict[str, Any] = {
     "train": {"steps": 10, "batch_size": 3, "learning_rate": 5e-3},
 }  # fmt: skip
 COMPILED = {"compile": "aot_eager", "padding": "max_length", "max_length": 16}
+HELD_OUT = {
+    "sequences": ["cold soup", "warm bread", "an hour", "a fine day", "it was", "never warm"],
+    "labels": [0, 1, 0, 1, 0, 1],
+    "batch_size": 3,
+}
+"""Batches in the shape of those of the training."""
 
 
-def ways(loop: str, *, probes: Iterable[str] = (), **said: Any) -> Case:
+def ways(loop: str, *, probes: Iterable[str] = (), evaluation: dict[str, Any] | None = None, **said: Any) -> Case:
     """A model of one layer that trains in one of the ways."""
     checkpoint = {"architecture": "distilbert", "size": "tiny", "config": {"n_layers": 1}}
-    return trial(checkpoint, data=SAID["data"], train={**SAID["train"], "loop": loop, **said}, probes=probes)
+    train = {**SAID["train"], "loop": loop, **said}
+    return trial(checkpoint, data=SAID["data"], train=train, evaluation=evaluation, probes=probes)
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[dict[str, Record]]:
-    """Two loops that train a compiled model."""
+    """All loops train a compiled model that was evaluated before. The custom one is the last: its evaluation compiles
+    nothing, and those of the others leave code behind."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield {loop: train(ways(loop, probes=["compilation"] * (loop == "custom"), **COMPILED)) for loop in LOOPS}
+    yield {
+        loop: train(ways(loop, probes=["compilation"] * (loop == "custom"), evaluation=HELD_OUT, **COMPILED))
+        for loop in ("trainer", "accelerate", "custom")
+    }
     torch.set_num_threads(threads)
 
 
 def test_loops_that_compile_agree(compiled: dict[str, Record]) -> None:
-    """aot_eager runs the operators of eager: the losses are those of the training that is not compiled, bit for bit."""
+    """aot_eager runs the operators of eager: the losses are those of a training that is neither compiled nor evaluated,
+    bit for bit."""
     plain = train(ways("custom", **{**COMPILED, "compile": False}))
     for one in compiled.values():
         assert one.steps.loss == plain.steps.loss
 
 
 def test_compiled_training_is_watched_as_any_other(compiled: dict[str, Record]) -> None:
-    """Hooks break no graph, see every batch, and no step keeps its graph."""
+    """Hooks break no graph, see every batch, and no step keeps its graph. Graphs of evaluations are not counted, and a
+    model that Accelerate has evaluated is compiled as any other."""
+    assert compiled.keys() == LOOPS.keys()
     for one in compiled.values():
+        assert one.evaluation is not None
+        assert [score.step for score in one.evaluation.scores] == [0, 10]
         assert one.compilation is not None
         assert (one.compilation.breaks, one.compilation.eager_passes) == ({}, 0)
         assert one.compilation.graphs == sum(second > 0 for second in one.steps.compile_seconds)
@@ -234,9 +250,8 @@ def test_faults_of_the_way_are_caught(fault: Fault) -> None:
     """By the law that compares it with the plain way; others that see it are explained by that one, or it by them."""
     laws = [law for law in LAWS if law.axis is None and not law.slow and law.name != "loss_decreases"]
     loop = "custom" if "custom" in fault.loops else min(fault.loops)
-    one = ways(
-        loop, **WAYS[CAUGHT_BY[fault.name]], steps=4, probes={probe for law in laws for probe in law.probes} - {"saved"}
-    )
+    probes = {probe for law in laws for probe in law.probes} - fresh.USERS
+    one = ways(loop, **WAYS[CAUGHT_BY[fault.name]], steps=4, probes=probes)
     found = run(one, shelf=Shelf(), root=one.path.parent, fault=fault)
     red = {verdict.law for verdict in judge(found, laws) if verdict.outcome == "broken"}
     assert red == {CAUGHT_BY[fault.name]} | ALSO.get(fault.name, set())

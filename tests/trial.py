@@ -66,6 +66,7 @@ def at_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fresh, "call", here)
         patch.setattr(fresh, "wait", lambda: None)
+        patch.setattr(fresh, "warm_up", lambda: None)
         yield
 
 
