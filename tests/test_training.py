@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 import torch
+import trial
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BatchEncoding, DataCollatorWithPadding, Trainer
 from transformers.utils import logging
-from trial import LABELS, SEQUENCES, attempt, case, train
+from trial import CEILINGS, LABELS, SEQUENCES, case
 
 from harness.account import phases
 from harness.plan import Case
 from harness.record import Record
 from harness.training import data, encoding, environment, loops, run, watch
+from harness.training.checkpoint import Shelf
 from harness.training.data import Drawn
 from harness.training.devices import Device
 from harness.training.order import EpochOrder
@@ -32,6 +34,8 @@ from harness.training.workload import Workload
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOOPS = ("custom", "trainer", "accelerate")
+SHELF = Shelf(ceilings=CEILINGS)
+train, attempt = partial(trial.train, shelf=SHELF), partial(trial.attempt, shelf=SHELF)
 
 
 def each(**said: Any) -> tuple[Record, Record, Record]:

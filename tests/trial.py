@@ -1,5 +1,6 @@
 """Cases of a few milliseconds, and folders with checkpoints for them: what the tests of training train."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from harness import plan
 from harness.experiment import Experiment, FolderCheckpoint, Point, Settings
 from harness.plan import Case
 from harness.record import Record
-from harness.training import fresh, tokenizer
+from harness.training import environment, fresh, tokenizer
 from harness.training.ceiling import Ceilings
 from harness.training.checkpoint import Shelf
 from harness.training.run import run
@@ -23,6 +24,7 @@ SEQUENCES = ["the soup was warm", "bread", "we waited an hour for the soup and t
 LABELS = [1, 0, 1, 0, 0]
 CEILINGS = Ceilings()
 """Of this machine, measured once for all tests."""
+environment._git = functools.cache(environment._git)  # the same commit for all of them, and two processes a training
 
 
 def settings(checkpoint: Any = None, **said: Any) -> Settings:
