@@ -1,5 +1,6 @@
 """Another process: what happens there knows nothing of what happened here."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -71,3 +72,13 @@ def test_no_step_is_timed_while_libraries_are_imported(tmp_path: Path, monkeypat
     wanted = case(save(tmp_path, BertModel), train={"steps": 2}, probes={"saved"})
     run(wanted, shelf=Shelf(ceilings=CEILINGS), root=tmp_path, progress=lambda *_: happened.append("step"))
     assert happened == ["ready", "step", "step"]
+
+
+def test_a_collator_with_a_seed_works_there() -> None:
+    """transformers' takes a process that is not called so for a worker of a loader, and finds none."""
+    assert fresh.call(process_name) == "MainProcess"
+
+
+def process_name() -> str:
+    """Of the process that this runs in."""
+    return multiprocessing.current_process().name
