@@ -43,12 +43,12 @@ def write(folder: Path, name: str, texts: list[Any] = TEXTS, labels: list[Any] =
     return path
 
 
-def declared(folder: Path, **said: Any) -> Settings:
+def declared(folder: Path, task: str = "sequence-classification", **said: Any) -> Settings:
     """Settings of an experiment in that folder with this data."""
     folders = {"data.files": folder, "data.dataset": folder}
-    checkpoint = {"architecture": "bert", "size": "tiny"}
+    checkpoint = {"architecture": "gpt2" if task == "causal-lm" else "bert", "size": "tiny"}
     return Settings.model_validate(
-        {"checkpoint": checkpoint, "device": "cpu", "data": said}, context={"folders": folders}
+        {"task": task, "checkpoint": checkpoint, "device": "cpu", "data": said}, context={"folders": folders}
     )
 
 
@@ -615,15 +615,8 @@ def test_declared_columns_say_which_kind_of_row_it_is(tmp_path: Path, streaming:
     row = {"instruction": "say soup", "input": "", "output": "soup", "text": "say soup: soup"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     columns = {"prompt": "instruction", "answer": "output"}
-    data = Settings.model_validate(
-        {
-            "task": "causal-lm",
-            "checkpoint": {"architecture": "gpt2", "size": "tiny"},
-            "data": {"files": "a.jsonl", "columns": columns, "streaming": streaming},
-        },
-        context={"folders": {"data.files": tmp_path}},
-    ).data
-    rows = open_rows(data, "causal-lm")
+    said = declared(tmp_path, "causal-lm", files="a.jsonl", columns=columns, streaming=streaming)
+    rows = open_rows(said.data, "causal-lm")
     assert rows.first(1) == [{"prompt": "say soup", "answer": "soup"}]
 
 

@@ -20,7 +20,7 @@ from harness.experiment.json_schema import schema
 from harness.experiment.key import Laws, matrix_keys
 from harness.experiment.matrix import name
 from harness.experiment.peft import ALL_LINEAR, Peft
-from harness.experiment.row import Row, problem_of, required, roles_beside, texts, unlike
+from harness.experiment.row import Row, problem_of, required, roles_beside, texts, unlike, with_a_point
 from harness.experiment.settings import Benchmark, Settings
 from harness.experiment.train import CHOSEN, LOOPS_OF, OPTIMIZERS_OF, ParameterGroup, Train
 
@@ -61,4 +61,5 @@ __all__ = [
     "schema",
     "texts",
     "unlike",
+    "with_a_point",
 ]

@@ -165,17 +165,15 @@ def _axis(key: str, node: Node, mistakes: list[Mistake]) -> list[Value]:
 
 def _replaced(key: str, node: Node, axes: Iterable[str]) -> str | None:
     """The listed key below `key` whose value this one would replace."""
-    for axis in axes:
-        if not axis.startswith(f"{key}."):
-            continue
-        inner: Node | None = node
-        for part in axis.removeprefix(f"{key}.").split("."):
-            if inner is None or not isinstance(inner.value, dict):
-                break
-            inner = inner.value.get(part)
-        if inner is not None:
-            return axis
-    return None
+    below = (axis for axis in axes if axis.startswith(f"{key}."))
+    return next((axis for axis in below if _says(node, axis.removeprefix(f"{key}.").split("."))), None)
+
+
+def _says(node: Node, path: Sequence[str]) -> bool:
+    """Whether the node, laid over a mapping, decides what is at the path in it."""
+    if not path or not isinstance(node.value, dict):
+        return True
+    return path[0] in node.value and _says(node.value[path[0]], path[1:])
 
 
 def _value(key: str, node: Node, index: int) -> Value:

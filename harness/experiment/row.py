@@ -136,8 +136,8 @@ def mistakes(task: str, rows: Sequence[Row], classes: int | None, problem_type: 
         classes: the declared number of classes.
         problem_type: as declared.
     """
-    if problem_type == "regression":  # a class is not below 0, a number may be
-        rows = [{**row, "label": float(row["label"])} if type(row.get("label")) is int else row for row in rows]
+    if problem_type == "regression":
+        rows = [with_a_point(row) for row in rows]
     details: list[InitErrorDetails] = []
     for number, row in enumerate(rows):
         kind = _kind(task, row)
@@ -150,6 +150,12 @@ def mistakes(task: str, rows: Sequence[Row], classes: int | None, problem_type: 
             found = [*_unlike(rows[0], row), *_inconsistent(kind, row, classes, problem_type)]
             details += [_detail(("rows", number, *place), error) for place, error in found]
     return ValidationError.from_exception_data("Data", details) if details else None
+
+
+def with_a_point(row: Row) -> dict[str, Any]:
+    """The row whose label is no class, although it may be written as one: a class is not below 0, a number may be."""
+    label = row.get("label")
+    return {**row, "label": float(label)} if type(label) is int else {**row}
 
 
 def unlike(task: str, row: Row, classes: int | None = None, problem_type: str | None = None) -> str | None:

@@ -71,9 +71,9 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     warm_up()
     context: Any = multiprocessing.get_context(_FORKS if _forks() else "spawn")
     mine, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, torch.get_num_threads(), function, arguments)
+    asked = (theirs, torch.get_num_threads(), function, arguments)
     # A collator with a seed takes a process of any other name for a worker of a loader.
-    process = context.Process(target=_answer, name="MainProcess", args=arguments, daemon=True)
+    process = context.Process(target=_answer, name="MainProcess", args=asked, daemon=True)
     process.start()
     theirs.close()
     try:

@@ -133,8 +133,8 @@ class Source:
                 return row
             if self.labels.count is not None:
                 return {**row, "label": self.labels.number(row["label"])}
-        if self.labels.problem == "regression" and type(row["label"]) is int:
-            row = {**row, "label": float(row["label"])}
+        if self.labels.problem == "regression":
+            row = experiment.with_a_point(row)
         row = self.labels.numbered(row)
         if (wrong := experiment.unlike(self.task, row, self.labels.among, self.labels.problem)) is not None:
             raise ValueError(wrong)
@@ -346,7 +346,7 @@ def _stream(data: experiment.Data, task: str, known: Labels | None = None) -> St
         name=found.name,
         labels=_labels_beside(known, found.name, by_role)
         if known is not None
-        else _declared_labels(data, found.name, by_role["label"])
+        else _declared_labels(data, found.name, by_role)
         if _has_classes(data, task)
         else _listed_labels(data, task, found.name, by_role),
         task=task,
@@ -475,9 +475,9 @@ def _labels_beside(known: Labels, name: str, features: Mapping[str, Any]) -> Lab
     return replace(known, written=own if own != known.names else None)
 
 
-def _declared_labels(data: experiment.Data, name: str, feature: Any) -> Labels:
+def _declared_labels(data: experiment.Data, name: str, features: Mapping[str, Any]) -> Labels:
     """The classes that the experiment or the features tell of: all that can be known of a stream."""
-    own = tuple(feature.names) if getattr(feature, "names", None) else None
+    own = _own_names(features)
     names = _names(data) or own
     if own is not None and names is not None and set(names) != set(own):
         raise DataError(f"{name}: the labels are {_list(own)}, and data.label_names has {_list(names)}")
@@ -494,10 +494,9 @@ def _declared_labels(data: experiment.Data, name: str, feature: Any) -> Labels:
 
 def _labels(data: experiment.Data, name: str, rows: Any, taken: Sequence[int] | None) -> Labels:
     """The classes of a table: as declared, as its features name them, or as its rows do."""
-    feature = rows.features["label"]
-    named = data.label_names or getattr(feature, "names", None)
-    if named or (data.num_labels is not None and not _kind(feature).endswith("string")):
-        return _declared_labels(data, name, feature)
+    named = data.label_names or _own_names(rows.features)
+    if named or (data.num_labels is not None and not _kind(rows.features["label"]).endswith("string")):
+        return _declared_labels(data, name, rows.features)
     column = rows.select_columns(["label"])
     values = {
         value for value in (column.select(taken) if taken is not None else column).unique("label") if value is not None
